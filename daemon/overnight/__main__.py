@@ -1,0 +1,6 @@
+"""`python -m overnight`."""
+
+from overnight.cli.main import entry
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,51 @@
+"""`overnight cells`: one row a cell."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from typing import Any
+
+from overnight.cli import common, text
+from overnight.queue.states import Status
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("cells", help="one row a cell")
+    parser.add_argument("grid", nargs="?", metavar="GRID", help="only this grid")
+    parser.add_argument("--status", choices=[str(status) for status in Status], help="only cells with this status")
+    parser.add_argument("--limit", type=int, default=1000, metavar="N", help="at most N rows (default 1000)")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = common.home(args)
+    with common.open_queue(paths) as queue:
+        if args.grid:
+            queue.grid(args.grid)
+        rows = list(itertools.islice(common.all_cells(queue, args.grid, args.status), args.limit + 1))
+    shown = rows[: args.limit]
+    if args.json:
+        common.print_json([as_json(row) for row in shown])
+        return 0
+    heads = ("id", "grid", "cell", "status", "turns", "tokens", "attempts", "tries", "ended by", "reason")
+    print(
+        text.table(
+            heads,
+            [
+                (
+                    row.id, row.grid, row.key, row.status, row.turns, row.output_tokens, row.attempts,
+                    row.tries_used, row.end_reason or "-", (row.reason or "-")[:80],
+                )
+                for row in shown
+            ],
+        )
+    )  # fmt: skip
+    if len(rows) > args.limit:
+        print(f"... more than {args.limit} rows: use --limit, --status or GRID")
+    return 0
+
+
+def as_json(row: Any) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__slots__}

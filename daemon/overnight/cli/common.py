@@ -1,0 +1,110 @@
+"""What several commands need: the home, its queue, and naming cells."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from overnight import durable, procfs
+from overnight.errors import QueueError, UserError
+from overnight.paths import Paths
+from overnight.queue.store import CellRow, Queue
+
+
+def home(args: argparse.Namespace) -> Paths:
+    """The installation that this command is about, made on first use."""
+    return Paths.of(args.home).ensure()
+
+
+def open_queue(paths: Paths) -> Queue:
+    return Queue.open(paths.queue)
+
+
+def daemon_state(paths: Paths) -> dict[str, Any] | None:
+    """The daemon's last heartbeat, or None when no daemon is alive on this home."""
+    try:
+        state: dict[str, Any] = json.loads(paths.daemon_state.read_bytes())
+        if state["boot_id"] == procfs.boot_id() and procfs.alive(state["pid"], state["start_ticks"]):
+            state["age_s"] = time.monotonic() - state["monotonic_s"]
+            return state
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+def select_cells(queue: Queue, names: Iterable[str], grid: str | None) -> list[CellRow]:
+    """Cells by KEY, GRID/KEY or #ID. Raises QueueError for a name that means none, or several."""
+    found: dict[int, CellRow] = {}
+    for name in names:
+        rows = queue.find_cell(name, grid)
+        if len(rows) > 1:
+            where = ", ".join(f"{row.grid}/{row.key}" for row in rows[:5])
+            raise QueueError(f"cell {name!r}: several grids have it ({where}); name one of them whole")
+        found.update((row.id, row) for row in rows)
+    return list(found.values())
+
+
+def all_cells(queue: Queue, grid: str | None, status: str | None = None) -> Iterator[CellRow]:
+    """Every cell of a grid (or of all), a page at a time."""
+    after = 0
+    while rows := queue.cells(grid, status, after_id=after):
+        yield from rows
+        after = rows[-1].id
+
+
+def add_cell_choice(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("cell", nargs="*", metavar="CELL", help="KEY, GRID/KEY or '#ID'")
+    parser.add_argument("--grid", metavar="G", help="every cell of this grid, or where to look for CELL")
+
+
+def chosen(args: argparse.Namespace, queue: Queue) -> list[int]:
+    """Ids of the cells that `CELL...|--grid G` names."""
+    if args.cell:
+        return [row.id for row in select_cells(queue, args.cell, args.grid)]
+    if args.grid is None:
+        raise UserError(f"{args.command}: name at least one CELL, or --grid G for a whole grid")
+    queue.grid(args.grid)
+    return list(queue.cell_ids(args.grid))
+
+
+class Aside:
+    """Moves result folders of cells to `results/GRID/.aside/TIME/`. Nothing is deleted.
+
+    Called by the queue with keys, while nobody can claim these cells. No cell can be named like that folder, since a
+    key never begins with a dot. `moved` counts; `target` is where."""
+
+    def __init__(self, paths: Paths, grid: str) -> None:
+        self._paths, self._grid = paths, grid
+        base = paths.grid_results(grid) / ".aside"
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        self.target, number = base / stamp, 1
+        while self.target.exists():
+            number += 1
+            self.target = base / f"{stamp}-{number}"
+        self.moved = 0
+
+    def __call__(self, keys: Iterable[str]) -> None:
+        """Raises UserError when a folder cannot be moved; the queue then changes nothing."""
+        try:
+            for key in keys:
+                folder = self._paths.cell_results(self._grid, key)
+                if folder.is_dir():
+                    durable.make_folders(self.target)
+                    folder.rename(self.target / key)
+                    self.moved += 1
+            if self.moved:
+                durable.sync_folder(self.target)
+                durable.sync_folder(self._paths.grid_results(self._grid))
+        except OSError as error:
+            raise UserError(f"old results cannot be moved to {self.target}: {error.strerror}") from None
+
+    def __str__(self) -> str:
+        return f"{self.moved} old results moved to {self.target}" if self.moved else ""
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -1,0 +1,51 @@
+"""`overnight daemon`: the dispatcher itself, in the foreground. supervisord runs it; people seldom do."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import signal
+import time
+from typing import Any
+
+from overnight import procfs
+from overnight.cli import common
+from overnight.config import load_config
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("daemon", help="run the dispatcher in the foreground (supervisord does this)")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from overnight.dispatch.dispatcher import Dispatcher
+    from overnight.dispatch.lock import DaemonLock
+    from overnight.logs import open_log
+    from overnight.queue.store import Queue, QueueUnavailable
+
+    parent = os.getppid()
+    paths = common.home(args)
+    config = load_config(paths.config)
+    with DaemonLock(paths.lock):
+        if os.environ.get("SUPERVISOR_ENABLED"):
+            # A killed supervisord must not leave a daemon behind that holds the lock.
+            procfs.die_with_parent(parent, signal.SIGKILL)
+        log = open_log(paths.log / "daemon.jsonl")
+        while True:
+            try:
+                queue = Queue.open(paths.queue, check=True)
+                log.info("daemon_started", pid=os.getpid(), home=str(paths.home))
+                gc.collect()
+                Dispatcher(paths, config, queue, log).run()
+            except QueueUnavailable as error:
+                # A full disk at start: wait for room instead of dying and being restarted for ever.
+                log.error("queue_unavailable", error=str(error))
+                time.sleep(1.0)
+            except BaseException as error:
+                log.critical("daemon_failed", error=f"{type(error).__name__}: {error}")
+                raise
+            else:
+                queue.close()
+                return 0

@@ -1,0 +1,72 @@
+"""The command line: `overnight [--home DIR] COMMAND ...`. One file a command; each has `add` and `run`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from overnight import __version__
+from overnight.cli import (
+    cancel,
+    cells,
+    daemon,
+    down,
+    models,
+    reset,
+    retry,
+    run,
+    show,
+    status,
+    submit,
+    tail,
+    up,
+    verify,
+)
+from overnight.errors import UserError
+
+COMMANDS = (run, up, down, submit, status, cells, show, tail, cancel, retry, reset, verify, models, daemon)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole grammar; `tests` compare it with the documentation."""
+    top = argparse.ArgumentParser(
+        prog="overnight",
+        description="Experiment grids that are still there in the morning.",
+        epilog="`overnight COMMAND --help` explains a command.",
+    )
+    top.add_argument(
+        "--home",
+        metavar="DIR",
+        help="root with its own etc/ and var/, made on first use (default: $OVERNIGHT_HOME, else the checkout, "
+        "else ~/.local/state/overnight)",
+    )
+    top.add_argument("--version", action="version", version=f"overnight {__version__}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(commands)
+    return top
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command; returns the exit code: 0 fine, 1 the answer is no, 2 bad input (one line, no traceback)."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"overnight: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        # `overnight cells | head`: the reader has what it wanted; the interpreter must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,137 @@
+"""`overnight run FILE`: up, submit, and follow until every cell has ended. Ctrl-C detaches; the work goes on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from overnight.cli import common, submit, text, up
+from overnight.paths import Paths
+from overnight.queue.states import Status
+from overnight.queue.store import CellRow, GridRow, Queue
+
+_LOOK_S = 0.5
+_SUMMARY_ROWS = 60
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("run", help="up + submit + follow until done; Ctrl-C detaches, the work goes on")
+    submit.add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = common.home(args)
+    name, line = submit.submit(paths, args)
+    for said in up.ensure(paths):
+        print(said)
+    print(f"{name}: {line}")
+    with common.open_queue(paths) as queue:
+        try:
+            follow(paths, queue, name)
+        except KeyboardInterrupt:
+            print("\ndetached; the work goes on. Look with: overnight status, overnight tail CELL -f")
+            return 0
+        return summary(paths, queue, name)
+
+
+def follow(paths: Paths, queue: Queue, name: str) -> None:
+    """Say what happens until no cell of the grid is pending or running."""
+    seen = {row.id: row.status for row in common.all_cells(queue, name)} if _small(queue.grid(name)) else {}
+    screen = _Screen()
+    warned = False
+    while True:
+        grid = queue.grid(name)
+        if _small(grid):
+            for row in common.all_cells(queue, name):
+                if seen.get(row.id) != row.status:
+                    seen[row.id] = row.status
+                    screen.line(_said(row))
+        state = common.daemon_state(paths)
+        screen.progress(_progress(grid, state))
+        if not grid.counts.get(Status.PENDING) and not grid.counts.get(Status.RUNNING):
+            screen.clear()
+            return
+        if (state is None or state["age_s"] > 15) and not warned:
+            screen.line("the daemon is not answering; `overnight up` heals it (cells keep their finished turns)")
+            warned = True
+        time.sleep(_LOOK_S)
+
+
+def summary(paths: Paths, queue: Queue, name: str) -> int:
+    """The grid's table; 0 when every cell is done."""
+    grid = queue.grid(name)
+    total, done = sum(grid.counts.values()), grid.counts.get(Status.DONE, 0)
+    rows = []
+    for row in common.all_cells(queue, name):
+        if total <= _SUMMARY_ROWS or row.status != Status.DONE:
+            rows.append(summary_row(row))
+        if len(rows) >= _SUMMARY_ROWS:
+            break
+    if rows:
+        print(text.table(SUMMARY, rows))
+    print(f"\n{name}: {done} of {total} cells done; transcripts in {paths.grid_results(name)}")
+    return 0 if done == total else 1
+
+
+SUMMARY = ("cell", "status", "turns", "tokens", "ended by", "took", "attempts", "transcript sha256")
+
+
+def summary_row(row: CellRow) -> tuple[object, ...]:
+    return (
+        row.key,
+        row.status,
+        row.turns,
+        row.output_tokens,
+        row.end_reason or row.reason_code or "-",
+        text.duration(row.run_s),
+        row.attempts,
+        (row.transcript_sha256 or "-")[:12],
+    )
+
+
+def _small(grid: GridRow) -> bool:
+    return sum(grid.counts.values()) <= 1000
+
+
+def _said(row: CellRow) -> str:
+    detail = f" ({row.turns} turns, {row.output_tokens} tokens, {row.end_reason})" if row.status == Status.DONE else ""
+    reason = f": {row.reason}" if row.reason and row.status != Status.RUNNING else ""
+    return f"{row.key}: {row.status}{detail}{reason}"
+
+
+def _progress(grid: GridRow, state: dict[str, Any] | None) -> str:
+    done, total = grid.counts.get(Status.DONE, 0), sum(grid.counts.values())
+    parts = [f"{done}/{total} done"]
+    if state is not None:
+        parts += [f"{r['cell']} turn {r['turn']}" for r in state["running"] if r["grid"] == grid.name][:4]
+        if any(server["state"] == "loading" for server in state["warm"]):
+            parts.append("loading the model")
+        if state["holding"]:
+            parts.append(f"waiting: {state['holding']}")
+    return ", ".join(parts)
+
+
+class _Screen:
+    """A progress line on a terminal; on anything else only the lines that say something new."""
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty()
+        self._shown = ""
+
+    def line(self, words: str) -> None:
+        self.clear()
+        print(text.harmless(words), flush=True)
+
+    def progress(self, words: str) -> None:
+        if self._live and words != self._shown:
+            self.clear()
+            print(words[:110], end="", flush=True)
+            self._shown = words
+
+    def clear(self) -> None:
+        if self._live and self._shown:
+            print("\r\x1b[K", end="", flush=True)
+        self._shown = ""

@@ -1,0 +1,170 @@
+"""`overnight status`: is it running, what is it doing, how long will it take."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from overnight.cli import common, text
+from overnight.dispatch import pressure
+from overnight.dispatch.grid_state import write_grid_state
+from overnight.paths import Paths
+from overnight.queue.states import Status
+from overnight.queue.store import GridRow, Queue
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("status", help="daemon, queue counts, each grid's progress and ETA")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "--write-grid-state",
+        metavar="GRID",
+        help="write GRID's grid_state.json now, however large the grid is",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = common.home(args)
+    with common.open_queue(paths) as queue:
+        if args.write_grid_state:
+            write_grid_state(paths, queue, queue.grid(args.write_grid_state), {})
+            print(paths.grid_state(args.write_grid_state))
+            return 0
+        found = collect(paths, queue)
+    if args.json:
+        common.print_json(found)
+    else:
+        _show(found)
+    return 0
+
+
+def collect(paths: Paths, queue: Queue) -> dict[str, Any]:
+    """Everything that `status` shows, as JSON values."""
+    state = common.daemon_state(paths)
+    now = pressure.read(paths.pressure)
+    slots = state["slots"] if state else 1
+    running = state["running"] if state else []
+    for row in running:
+        row.update(_memory(row["pid"]))
+    warm = state["warm"] if state else []
+    for server in warm:
+        server.update(_memory(server["pid"]))
+    return {
+        "home": str(paths.home),
+        "daemon": None
+        if state is None
+        else {
+            "pid": state["pid"],
+            "heartbeat_age_s": round(state["age_s"], 1),
+            "holding": state["holding"],
+            "slots": slots,
+        },
+        "watchdog": None
+        if now is None
+        else {"level": now.level, "limit_bytes": now.limit_bytes, "headroom_bytes": now.headroom_bytes},
+        "cells": {str(status): count for status, count in queue.counts().items()},
+        "grids": [_grid(queue, grid, slots, running) for grid in queue.grids()],
+        "running": running,
+        "warm": warm,
+    }
+
+
+def _grid(queue: Queue, grid: GridRow, slots: int, running: list[dict[str, Any]]) -> dict[str, Any]:
+    total = sum(grid.counts.values())
+    left = grid.counts.get(Status.PENDING, 0) + grid.counts.get(Status.RUNNING, 0)
+    pace = queue.pace(grid.id)
+    mean_s = pace.mean_seconds
+    spent_s = sum(row["seconds"] for row in running if row["grid"] == grid.name)
+    eta_s = None if mean_s is None or not left else max(0.0, left * mean_s - spent_s) / max(1, min(slots, left))
+    return {
+        "grid": grid.name,
+        "cells": {str(status): count for status, count in grid.counts.items()},
+        "done": grid.counts.get(Status.DONE, 0),
+        "total": total,
+        "mean_cell_s": mean_s,
+        "eta_s": eta_s,
+    }
+
+
+def _memory(pid: int | None) -> dict[str, int | None]:
+    """PSS counts shared pages once over all who share them; USS is what a process alone holds."""
+    import psutil
+
+    if pid is None:
+        return {"pss_bytes": None, "uss_bytes": None}
+    try:
+        info = psutil.Process(pid).memory_full_info()
+    except psutil.Error:
+        return {"pss_bytes": None, "uss_bytes": None}
+    return {"pss_bytes": info.pss, "uss_bytes": info.uss}
+
+
+def _show(found: dict[str, Any]) -> None:
+    daemon, watchdog = found["daemon"], found["watchdog"]
+    print(f"home      {found['home']}")
+    if daemon is None:
+        print("daemon    not running (start it with `overnight up`)")
+    else:
+        hold = f", waiting: {daemon['holding']}" if daemon["holding"] else ""
+        print(f"daemon    running, pid {daemon['pid']}, {daemon['slots']} slots{hold}")
+    if watchdog is None:
+        print("watchdog  silent")
+    else:
+        room = f"{text.size(watchdog['headroom_bytes'])} of {text.size(watchdog['limit_bytes'])} free"
+        print(f"watchdog  pressure {watchdog['level']}, {room}")
+    counts = ", ".join(f"{count} {status}" for status, count in found["cells"].items() if count)
+    print(f"cells     {counts or 'none; submit a grid: overnight submit FILE'}")
+    if found["grids"]:
+        heads = (
+            "grid",
+            "done",
+            "cells",
+            "pending",
+            "running",
+            "failed",
+            "quarantined",
+            "cancelled",
+            "a cell",
+            "left",
+        )
+        rows = [
+            (
+                grid["grid"],
+                grid["done"],
+                grid["total"],
+                *(grid["cells"].get(name, 0) for name in heads[3:8]),
+                text.duration(grid["mean_cell_s"]),
+                text.duration(grid["eta_s"]),
+            )
+            for grid in found["grids"]
+        ]
+        print("\n" + text.table(heads, rows))
+    if found["running"]:
+        rows = [
+            (
+                f"{row['grid']}/{row['cell']}",
+                row["phase"],
+                row["turn"],
+                row["output_tokens"],
+                text.duration(row["seconds"]),
+                row["pid"],
+                text.size(row["uss_bytes"]),
+                text.size(row["pss_bytes"]),
+            )
+            for row in found["running"]
+        ]
+        print("\n" + text.table(("running", "phase", "turn", "tokens", "since", "pid", "own", "PSS"), rows))
+    if found["warm"]:
+        rows = [
+            (
+                row["model"],
+                row["state"],
+                row["cells"],
+                text.duration(row["load_s"]),
+                row["pid"],
+                text.size(row["pss_bytes"]),
+            )
+            for row in found["warm"]
+        ]
+        print("\n" + text.table(("warm server", "state", "cells", "loaded in", "pid", "PSS"), rows))

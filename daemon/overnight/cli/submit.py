@@ -1,0 +1,152 @@
+"""`overnight submit FILE`: put a grid's cells into the queue."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from overnight.cli import common
+from overnight.errors import GridError, ModelError
+from overnight.paths import Paths
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("submit", help="put the cells of a grid file into the queue")
+    add_arguments(parser)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `submit` and `run` share."""
+    parser.add_argument("file", metavar="FILE", help="a grid file (YAML)")
+    parser.add_argument("--scaffold", nargs="+", metavar="S", help="only these scaffolds (numbers or names)")
+    parser.add_argument("--model", nargs="+", metavar="M", help="only these models")
+    parser.add_argument("--runs", type=_positive, metavar="N", help="N runs instead of the file's")
+    parser.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="AXIS=V,V",
+        help="only these values of an axis (repeatable)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=["scripted"],
+        help="a dry run without a model, as a grid of its own (NAME-scripted)",
+    )
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="cells whose specification changed start afresh (results move aside)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = common.home(args)
+    name, line = submit(paths, args)
+    print(f"{name}: {line}")
+    return 0
+
+
+def submit(paths: Paths, args: argparse.Namespace) -> tuple[str, str]:
+    """Read, check, prepare the models, enqueue. Returns (grid name, what was done)."""
+    from overnight.grid.expand import expand, policy
+    from overnight.grid.loader import load_grid
+
+    grid = load_grid(Path(args.file))
+    changes: dict[str, Any] = {}
+    if args.runs is not None:
+        changes["runs"] = args.runs
+    if args.engine:
+        changes["name"] = f"{grid.name}-{args.engine}"
+    grid = grid.model_copy(update=changes)
+    only = _filters(args)
+    _prepare_models(paths, [cell.template for cell in _one_a_template(expand(grid, only=only, engine=args.engine))])
+    aside = common.Aside(paths, grid.name)
+    with common.open_queue(paths) as queue:
+        done = queue.enqueue(
+            grid.name,
+            cells=expand(grid, only=only, engine=args.engine),
+            spec=grid.model_dump(mode="json"),
+            policy=policy(grid),
+            replace=args.replace,
+            aside=aside,
+        )
+    parts = [f"{done.added} added", f"{done.existing} there already"]
+    if done.replaced:
+        parts.append(f"{done.replaced} replaced" + (f" ({aside})" if aside.moved else ""))
+    return grid.name, ", ".join(parts)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1 is expected")
+    return number
+
+
+def _filters(args: argparse.Namespace) -> dict[str, set[str]]:
+    only: dict[str, set[str]] = {}
+    if args.scaffold:
+        only["scaffold"] = set(args.scaffold)
+    if args.model:
+        only["model"] = set(args.model)
+    for item in args.only:
+        axis, equals, values = item.partition("=")
+        if not equals or not axis or not values:
+            raise GridError(f"--only {item}: AXIS=VALUE[,VALUE...] is expected, such as --only run=1,2")
+        only.setdefault(axis, set()).update(value.strip() for value in values.split(","))
+    return only
+
+
+def _one_a_template(cells: Iterable[Any]) -> Iterable[Any]:
+    """The first cell of each template: templates are shared objects, so a million cells have few."""
+    seen: set[int] = set()
+    for cell in cells:
+        if id(cell.template) not in seen:
+            seen.add(id(cell.template))
+            yield cell
+
+
+def _prepare_models(paths: Paths, templates: list[dict[str, Any]]) -> None:
+    """Have every model in the store before anything is queued: what cannot be had is said now, not at 3 a.m."""
+    wanted = {
+        (template["model"]["source"], template["model"]["dtype"])
+        for template in templates
+        if template["engine"] == "transformers"
+    }
+    for source, dtype in sorted(wanted):
+        ensure_model(paths, source, dtype)
+
+
+def ensure_model(paths: Paths, source: str, dtype: str, *, name: str | None = None) -> dict[str, Any]:
+    """Add a model to the store, in a process of its own: torch must not stay in ours. Raises ModelError."""
+    from overnight.engines import model_store
+
+    found = model_store.locate(paths.models, source, dtype) if name is None else None
+    if found is None:
+        print(f"preparing model {source} ({dtype}); this is done once ...", file=sys.stderr, flush=True)
+    command = [
+        sys.executable,
+        "-m",
+        "overnight.engines.model_store",
+        "add",
+        str(paths.models),
+        source,
+        "--dtype",
+        dtype,
+    ]
+    if found is None:
+        extra = ["--name", name] if name else []
+        done = subprocess.run([*command, *extra], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise ModelError(said[-1].removeprefix("overnight: "))
+        manifest: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return manifest
+    return {"name": found.name, "dtype": dtype}

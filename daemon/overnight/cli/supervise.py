@@ -1,0 +1,98 @@
+"""supervisord from outside: is it there, start it, ask it, end it. (Not a command.)"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import Fault, ServerProxy
+
+from overnight import procfs
+from overnight.errors import ConfigError, UserError
+from overnight.paths import Paths
+
+PROGRAMS = ("watchdog", "daemon")
+_SOCKET_PATH_MAX = 100
+"""A unix socket's path has room for 107 bytes; supervisord binds a temporary name that is a little longer."""
+
+
+def rpc(paths: Paths) -> Any:
+    """The `supervisor` namespace of a living supervisord, or None when there is none."""
+    from supervisor.xmlrpc import SupervisorTransport
+
+    if not paths.supervisor_socket.exists():
+        return None
+    transport = SupervisorTransport(None, None, serverurl=f"unix://{paths.supervisor_socket}")
+    server = ServerProxy("http://127.0.0.1", transport=transport)
+    try:
+        server.supervisor.getState()
+    except (OSError, http.client.HTTPException, Fault):
+        return None
+    return server.supervisor
+
+
+def environment() -> dict[str, str]:
+    """supervisord finds `overnight` on PATH: the one that belongs to this interpreter comes first."""
+    bin_folder = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])}
+
+
+def command(paths: Paths, *, foreground: bool = False) -> list[str]:
+    extra = ["--nodaemon"] if foreground else []
+    return [sys.executable, "-m", "supervisor.supervisord", "-c", str(paths.supervisord_conf), *extra]
+
+
+def check(paths: Paths) -> None:
+    """Refuse what supervisord would only complain about in its own log. Raises ConfigError."""
+    if len(os.fsencode(paths.supervisor_socket)) > _SOCKET_PATH_MAX:
+        raise ConfigError(
+            f"{paths.supervisor_socket}: the path is too long for a unix socket (at most {_SOCKET_PATH_MAX} bytes); "
+            "choose a shorter home with --home DIR"
+        )
+    if not paths.supervisord_conf.is_file():
+        raise ConfigError(f"{paths.supervisord_conf} is missing; restore it from the package's etc/supervisord.conf")
+
+
+def start(paths: Paths) -> None:
+    """Start supervisord in the background. Raises UserError with its own words when it refuses."""
+    done = subprocess.run(
+        command(paths), env=environment(), cwd=paths.home, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
+        raise UserError(f"supervisord did not start: {said[-1]} (see {paths.log / 'supervisord.log'})")
+
+
+def start_programs(supervisor: Any) -> list[str]:
+    """Start whatever of our programs is not running; returns their names."""
+    started = []
+    for info in supervisor.getAllProcessInfo():
+        if info["name"] in PROGRAMS and info["statename"] not in ("RUNNING", "STARTING", "BACKOFF"):
+            try:
+                supervisor.startProcess(info["name"], False)
+                started.append(info["name"])
+            except Fault as fault:
+                raise UserError(f"supervisord cannot start {info['name']}: {fault.faultString}") from None
+    return started
+
+
+def supervisord_pid(paths: Paths) -> int | None:
+    try:
+        return int(paths.supervisor_pid.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def wait_gone(paths: Paths, pid: int | None, timeout_s: float) -> bool:
+    """Wait until a supervisord that was told to shut down has ended."""
+    ticks = procfs.start_ticks(pid) if pid is not None else None
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if pid is None or ticks is None or not procfs.alive(pid, ticks):
+            return True
+        time.sleep(0.05)
+    return False

@@ -1,0 +1,94 @@
+"""`overnight tail CELL`: the conversation, turn by turn, live with -f."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+from overnight.cells.transcript import unseal
+from overnight.cli import common, text
+from overnight.errors import UserError
+from overnight.queue.states import ENDED
+
+_LOOK_S = 0.3
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("tail", help="the conversation, turn by turn")
+    parser.add_argument("cell", metavar="CELL", help="KEY, GRID/KEY or '#ID'")
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until the cell has ended")
+    parser.add_argument("-n", "--turns", type=int, metavar="N", help="begin with the last N turns")
+    parser.add_argument("--grid", metavar="G", help="where to look for CELL")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = common.home(args)
+    with common.open_queue(paths) as queue:
+        row = common.select_cells(queue, [args.cell], args.grid)[0]
+        path = paths.transcript(row.grid, row.key)
+        if not path.exists() and not args.follow:
+            raise UserError(f"{row.grid}/{row.key} is {row.status} and has no transcript yet; -f waits for it")
+        try:
+            _tail(path, args, lambda: queue.find_cell(f"#{row.id}")[0].status in ENDED)
+        except KeyboardInterrupt:
+            print()
+    return 0
+
+
+def _tail(path: Any, args: argparse.Namespace, ended: Any) -> None:
+    while args.follow and not path.exists():
+        if ended():
+            return
+        time.sleep(_LOOK_S)
+    with path.open("rb") as stream:
+        if args.turns is not None:
+            _skip(stream, args.turns)
+        head = None
+        over = False
+        while True:
+            at = stream.tell()
+            line = stream.readline()
+            if line.endswith(b"\n"):
+                head = _print(line, head)
+                continue
+            stream.seek(at)
+            if over or not args.follow:
+                return
+            over = ended()  # then one more look: the last turn may have been written since
+            if not over:
+                time.sleep(_LOOK_S)
+
+
+def _skip(stream: Any, turns: int) -> None:
+    """Leave the stream at the last `turns` whole lines; the header counts as none."""
+    offsets: list[int] = []
+    stream.readline()
+    while True:
+        at = stream.tell()
+        if not stream.readline().endswith(b"\n"):
+            break
+        offsets = [*offsets, at][-max(turns, 0) :] if turns > 0 else []
+    stream.seek(offsets[0] if offsets else at)
+
+
+def _print(line: bytes, head: str | None) -> str | None:
+    """Print one turn. Lines are checked as far as the chain is known; `verify` is for more."""
+    import json
+
+    opened = unseal(line, head) if head is not None else None
+    try:
+        record = opened[0] if opened else json.loads(line)
+    except ValueError:
+        print("(a line that cannot be read: see `overnight verify`)")
+        return None
+    if record.get("kind") == "header":
+        spec = record["spec"]
+        print(f"== {spec['key']}: {spec['engine']} {spec['model']['name']}, seed {spec['seed']}")
+        print(text.harmless(spec["system"]))
+        return str(record.get("h", ""))
+    print(f"\n-- turn {record['turn']}: {text.harmless(record['message'])}")
+    cut = " [cut at the token limit]" if record["stop"] == "length" else ""
+    print(text.harmless(record["reply"]) + cut, flush=True)
+    return str(record.get("h")) if opened is None else opened[1]

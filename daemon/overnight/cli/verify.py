@@ -1,0 +1,78 @@
+"""`overnight verify [GRID]`: every transcript whole (header, hash chain, turn numbers) and as the queue knows it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from overnight.cells import transcript
+from overnight.cli import common
+from overnight.paths import Paths
+from overnight.queue.states import Status
+from overnight.queue.store import CellRow
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("verify", help="check every transcript against its hash chain, result and queue")
+    parser.add_argument("grid", nargs="?", metavar="GRID", help="only this grid")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = common.home(args)
+    found: list[dict[str, Any]] = []
+    checked = 0
+    with common.open_queue(paths) as queue:
+        if args.grid:
+            queue.grid(args.grid)
+        for row in common.all_cells(queue, args.grid):
+            if row.status == Status.DONE or paths.transcript(row.grid, row.key).exists():
+                checked += 1
+                problem = check_cell(paths, row)
+                if problem:
+                    found.append({"grid": row.grid, "cell": row.key, "status": str(row.status), "problem": problem})
+    if args.json:
+        common.print_json({"checked": checked, "problems": found})
+    else:
+        for item in found:
+            print(f"{item['grid']}/{item['cell']}: {item['problem']}")
+        print(f"{checked} transcripts checked, {len(found)} with a problem")
+    return 1 if found else 0
+
+
+def check_cell(paths: Paths, row: CellRow) -> str | None:
+    """What is wrong with a cell's files, or None."""
+    path = paths.transcript(row.grid, row.key)
+    try:
+        seen = transcript.check(path)
+    except FileNotFoundError:
+        return "done, but its transcript is missing"
+    except OSError as error:
+        return f"its transcript cannot be read: {error.strerror}"
+    if seen.fault is not None:
+        unfinished = row.status in (Status.RUNNING, Status.PENDING) and seen.fault.torn_tail
+        if not unfinished:  # a torn tail of a cell under way is cut off when it goes on
+            return f"line {seen.fault.line_number} (byte {seen.fault.offset}): {seen.fault.what}"
+    if row.status != Status.DONE:
+        return None
+    if (seen.turns, seen.sha256) != (row.turns, row.transcript_sha256):
+        return (
+            f"{seen.turns} turns with hash {seen.sha256[:12]}, "
+            f"but the queue knows {row.turns} with {(row.transcript_sha256 or 'none')[:12]}"
+        )
+    return _check_result(paths, row)
+
+
+def _check_result(paths: Paths, row: CellRow) -> str | None:
+    try:
+        result = json.loads(paths.result(row.grid, row.key).read_bytes())
+        told = (result["turns"], result["transcript_sha256"], result["end_reason"])
+    except FileNotFoundError:
+        return "done, but its result.json is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"its result.json cannot be read: {type(error).__name__}: {error}"
+    if told != (row.turns, row.transcript_sha256, row.end_reason):
+        return "its result.json says something else than the queue"
+    return None

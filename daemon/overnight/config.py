@@ -1,0 +1,94 @@
+"""etc/overnight.toml, validated. Every key has a default; an unknown key or a wrong value is refused by name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from overnight.errors import ConfigError
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_bytes(value: Any) -> Any:
+    """`2GiB`, `512MiB` or a number of bytes -> bytes. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None or match.group(2).upper() not in _UNITS:
+        raise ValueError("expected a size such as 2GiB or 512MiB")
+    return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DaemonConfig(_Section):
+    """[daemon]"""
+
+    slots: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    delay_s: Annotated[float, Field(ge=0)] = 0.0
+    require_watchdog: bool = True
+    retry_delay_s: Annotated[float, Field(ge=0)] = 5.0
+    no_space_delay_s: Annotated[float, Field(ge=0)] = 30.0
+    stop_grace_s: Annotated[float, Field(gt=0)] = 5.0
+
+
+class WarmConfig(_Section):
+    """[warm]"""
+
+    idle_s: Annotated[float, Field(ge=0)] = 300.0
+    servers: Annotated[int, Field(ge=1, le=64)] = 1
+    load_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+
+
+class MemoryConfig(_Section):
+    """[memory]"""
+
+    budget: Bytes | None = None
+
+
+class Config(_Section):
+    """The whole file."""
+
+    daemon: DaemonConfig = DaemonConfig()
+    warm: WarmConfig = WarmConfig()
+    memory: MemoryConfig = MemoryConfig()
+
+
+def load_config(path: Path) -> Config:
+    """Read etc/overnight.toml; a missing file means the defaults. Raises ConfigError with one line."""
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return Config()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    try:
+        return Config.model_validate(data)
+    except ValidationError as errors:
+        raise ConfigError(f"{path}: {_one_line(errors)}") from None
+
+
+def _one_line(errors: ValidationError) -> str:
+    first = errors.errors()[0]
+    where = [str(part) for part in first["loc"]]
+    key = ".".join(where)
+    if first["type"] == "extra_forbidden":
+        section: Any = Config if len(where) == 1 else Config.model_fields[where[0]].annotation
+        known = list(section.model_fields)
+        near = difflib.get_close_matches(where[-1], known, n=1)
+        return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
+    return f"{key}: {first['msg']}, found {first['input']!r}"

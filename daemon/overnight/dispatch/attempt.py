@@ -1,0 +1,111 @@
+"""One running attempt in the dispatcher's memory. What must survive is in the queue and in the transcript."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from overnight.dispatch.registry import Registration
+from overnight.dispatch.signals import Handle
+from overnight.dispatch.verdicts import Ending
+from overnight.queue.store import Claimed
+from overnight.warm.client import WarmServer
+from overnight.warm.protocol import Message
+
+
+@dataclass
+class Attempt:
+    """phase: loading (its warm server is), forking, replaying, running."""
+
+    claimed: Claimed
+    server: WarmServer
+    phase: str = "loading"
+    handle: Handle | None = None
+    started_s: float = field(default_factory=time.monotonic)
+    forked_s: float | None = None
+    turn: int = 0
+    output_tokens: int = 0
+    last_turn_s: float | None = None
+    replay_s: float | None = None
+    intent: str = ""
+    intent_s: float = 0.0
+    report: Message | None = None
+    status: int | None = None
+    max_rss_bytes: int | None = None
+    over: bool = False
+    registered_s: float = 0.0
+
+    @property
+    def id(self) -> int:
+        return self.claimed.attempt_id
+
+    @property
+    def grid(self) -> str:
+        return self.claimed.grid
+
+    @property
+    def key(self) -> str:
+        return self.claimed.cell.key
+
+    @property
+    def threads(self) -> int:
+        return int(self.claimed.spec["threads"])
+
+    @property
+    def timeout_s(self) -> float | None:
+        wanted = self.claimed.policy.get("timeout_s")
+        return None if wanted is None else float(wanted)
+
+    def names(self) -> dict[str, Any]:
+        """What every log line about this attempt says."""
+        return {"grid": self.grid, "cell": self.key, "attempt": self.claimed.attempt_number}
+
+    def overdue(self, now_s: float) -> bool:
+        limit = self.timeout_s
+        return limit is not None and self.forked_s is not None and now_s - self.forked_s > limit
+
+    def ask(self, intent: str, now_s: float) -> None:
+        """Want this attempt to end; the first reason stands. One without a process is over at once."""
+        if self.intent or self.report is not None:
+            return
+        self.intent, self.intent_s = intent, now_s
+        if self.handle is not None:
+            self.handle.ask_to_leave()
+        elif self.phase == "loading":
+            self.over = True
+
+    def ending(self) -> Ending:
+        return Ending(self.intent, self.report, self.status, self.timeout_s)
+
+    def registration(self) -> Registration:
+        assert self.handle is not None  # noqa: S101 - only forked attempts are registered
+        return Registration(
+            pid=self.handle.pid,
+            start_ticks=self.handle.start_ticks,
+            pgid=self.handle.pid,
+            role="cell",
+            engine=self.server.warm["engine"],
+            cell=f"{self.grid}/{self.key}",
+            attempt=self.id,
+            shrinks=self.server.shrinks,
+            exact=self.server.promise == "exact",
+            turn=self.turn,
+            last_turn_s=self.last_turn_s,
+            started_s=self.started_s,
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """For `overnight status`: one row."""
+        return {
+            "grid": self.grid,
+            "cell": self.key,
+            "cell_id": self.claimed.cell.id,
+            "attempt": self.claimed.attempt_number,
+            "attempt_id": self.id,
+            "phase": self.phase,
+            "pid": None if self.handle is None else self.handle.pid,
+            "turn": self.turn,
+            "output_tokens": self.output_tokens,
+            "seconds": round(time.monotonic() - self.started_s, 1),
+        }

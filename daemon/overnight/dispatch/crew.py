@@ -1,0 +1,224 @@
+"""The attempts under way and their warm servers: what they say, how they end, and who has ended."""
+
+from __future__ import annotations
+
+import selectors
+import time
+from typing import Any
+
+from overnight.config import Config
+from overnight.dispatch.attempt import Attempt
+from overnight.dispatch.pool import Pool
+from overnight.dispatch.registry import Registry
+from overnight.dispatch.signals import Handle
+from overnight.paths import Paths
+from overnight.queue.store import Claimed, Queue, QueueUnavailable
+from overnight.warm.client import WarmServer
+from overnight.warm.protocol import Closed, Message
+
+_LOAD_DEATHS = 5
+"""So many deaths of a warm server while it loads, in a row, are the model's own fault."""
+
+
+class Crew:
+    """`attempts` are under way, by id; `ended` wait for the dispatcher to record them."""
+
+    def __init__(self, paths: Paths, config: Config, queue: Queue, selector: selectors.BaseSelector, log: Any) -> None:
+        self.paths, self.config, self.queue, self.log = paths, config, queue, log
+        self.registry = Registry(paths.registry)
+        self.pool = Pool(paths.models, paths.log / "warm.err", self.registry, log)
+        self.attempts: dict[int, Attempt] = {}
+        self.ended: list[Attempt] = []
+        self._selector = selector
+
+    def launch(self, claimed: Claimed) -> None:
+        """Give a claimed cell to its warm server, which is started when it has none. Raises OSError."""
+        server, fresh = self.pool.obtain(claimed.warm_key, claimed.warm)
+        if fresh:
+            self._selector.register(server.channel, selectors.EVENT_READ)
+        attempt = Attempt(claimed, server)
+        self.attempts[attempt.id] = attempt
+        server.attempts.add(attempt.id)
+        if server.state == "ready":
+            try:
+                self._fork(attempt)
+            except Closed:
+                pass  # `receive` or `reap` sees that it is gone
+
+    # -- receive ----------------------------------------------------------------------------------------------
+
+    def receive(self) -> None:
+        for server in self.pool:
+            try:
+                while (message := server.channel.receive(wait=False)) is not None:
+                    self._heard(server, message)
+            except Closed:
+                self._server_gone(server)
+
+    def _heard(self, server: WarmServer, message: Message) -> None:
+        kind = message["kind"]
+        if kind == "loaded":
+            self.pool.loaded(server, message)
+            for attempt in self._of(server):
+                self._fork(attempt)
+            return
+        if kind == "refused":
+            self.log.error("warm_refused", model=server.describe(), error=message["error"])
+            code = "model_" + message["code"] if message["code"] != "model" else "model"
+            outcome = "over_cap" if message["code"] == "memory" else "failed"
+            for attempt in self._of(server):
+                self._settle(attempt, outcome, code, message["error"])
+            return
+        meant = self.attempts.get(message["attempt"])
+        if meant is not None:
+            self._heard_of(meant, message)
+
+    def _heard_of(self, attempt: Attempt, message: Message) -> None:
+        match message["kind"]:
+            case "forked":
+                self._register(attempt, message)
+            case "fork_failed":
+                error = f"the warm server could not fork: {message['error']}"
+                self._settle(attempt, "lost", "fork_failed", error)
+            case "begun" | "resumed":
+                attempt.phase, attempt.replay_s = "running", message["replay_s"]
+                attempt.turn, attempt.output_tokens = message["turn"], message["output_tokens"]
+                attempt.last_turn_s = time.monotonic()
+                load_s = attempt.server.load_s
+                self.log.info(
+                    f"cell_{message['kind']}",
+                    **attempt.names(),
+                    turn=attempt.turn,
+                    replay_s=attempt.replay_s,
+                    load_s=load_s,
+                )
+            case "replaying":
+                attempt.phase, attempt.turn = "replaying", message["turn"]
+            case "turn":
+                attempt.turn, attempt.output_tokens = message["turn"], message["output_tokens"]
+                attempt.last_turn_s = time.monotonic()
+                self.log.info("turn_done", **attempt.names(), turn=attempt.turn, output_tokens=attempt.output_tokens)
+            case "tail_cut":
+                self.log.warning("transcript_tail_cut", **attempt.names(), file=message["file"], bytes=message["bytes"])
+            case "ended":
+                attempt.report = message
+            case "exited":
+                attempt.status, attempt.max_rss_bytes = message["status"], message["max_rss_bytes"]
+                attempt.over = True
+
+    def _of(self, server: WarmServer) -> list[Attempt]:
+        return [self.attempts[number] for number in sorted(server.attempts)]
+
+    def _settle(self, attempt: Attempt, outcome: str, code: str, reason: str) -> None:
+        """End an attempt that never had, or no longer has, a process of its own."""
+        attempt.report = {"outcome": outcome, "reason_code": code, "reason": reason}
+        attempt.over = True
+
+    def _fork(self, attempt: Attempt) -> None:
+        attempt.phase = "forking"
+        attempt.server.fork(
+            attempt.id,
+            attempt.claimed.spec,
+            self.paths.cell_results(attempt.grid, attempt.key),
+            accept_conditions=attempt.claimed.cell.accept_conditions,
+        )
+
+    def _register(self, attempt: Attempt, message: Message) -> None:
+        """Put the child's registration on disk, then let it begin."""
+        ticks = message["start_ticks"]
+        attempt.handle = None if ticks is None else Handle.open(message["pid"], ticks)
+        if attempt.handle is None:
+            return  # it is dead already: `exited` follows
+        attempt.forked_s = time.monotonic()
+        if attempt.intent:
+            attempt.handle.ask_to_leave()
+            return
+        try:
+            self.registry.put(attempt.registration())
+            self.queue.started(attempt.id, pid=attempt.handle.pid, start_ticks=attempt.handle.start_ticks)
+        except (OSError, QueueUnavailable) as error:
+            attempt.report = {
+                "outcome": "yielded",
+                "reason_code": "no_space",
+                "reason": f"its registration could not be written: {error}",
+            }
+            attempt.handle.kill()
+            return
+        attempt.phase = "replaying"
+        attempt.server.let_go(attempt.id)
+        self.log.info("cell_started", **attempt.names(), pid=attempt.handle.pid)
+
+    # -- reap -------------------------------------------------------------------------------------------------
+
+    def reap(self) -> None:
+        for server in self.pool:
+            if server.exit_status() is not None:
+                # Whatever its children said before is still in the socket.
+                try:
+                    while (message := server.channel.receive(wait=False)) is not None:
+                        self._heard(server, message)
+                except Closed:
+                    pass
+                self._server_gone(server)
+        for attempt in list(self.attempts.values()):
+            if attempt.server.state == "gone" and not attempt.over:
+                attempt.over = attempt.handle is None or attempt.handle.ended()
+            if attempt.over:
+                self._part(attempt)
+
+    def _server_gone(self, server: WarmServer) -> None:
+        """A closed channel or an exit: the server is no more, and its cells die with it."""
+        server.kill()
+        if not server.wait(5.0):
+            self.log.error("leftover_stays", pid=server.pid)
+        self._selector.unregister(server.channel)
+        deaths = self.pool.gone(server)
+        for attempt in self._of(server):
+            if attempt.handle is not None:
+                attempt.handle.kill()
+                self._selector.register(attempt.handle, selectors.EVENT_READ)
+            elif deaths >= _LOAD_DEATHS and attempt.report is None:
+                sentence = f"its warm server died {deaths} times in a row while it loaded the model"
+                self._settle(attempt, "failed", "model_load_died", sentence)
+
+    def _part(self, attempt: Attempt) -> None:
+        """An attempt's process is gone: its memory is free, its transcript unlocked. The queue hears of it next."""
+        del self.attempts[attempt.id]
+        attempt.server.attempts.discard(attempt.id)
+        if attempt.handle is not None:
+            self.registry.drop(attempt.handle.pid)
+            if attempt.handle in self._selector.get_map():
+                self._selector.unregister(attempt.handle)
+            attempt.handle.close()
+        self.ended.append(attempt)
+
+    # -- enforce ----------------------------------------------------------------------------------------------
+
+    def enforce(self) -> None:
+        """Time limits of attempts and of loading; SIGKILL for whoever outlived the grace of a SIGTERM."""
+        now = time.monotonic()
+        for attempt in self.attempts.values():
+            if attempt.overdue(now):
+                attempt.ask("timed_out", now)
+            if attempt.intent and attempt.handle and now - attempt.intent_s > self.config.daemon.stop_grace_s:
+                attempt.handle.kill()
+        for server in self.pool:
+            if server.state == "loading" and now - server.started > self.config.warm.load_timeout_s:
+                self.log.error("warm_load_timeout", model=server.describe(), pid=server.pid)
+                server.kill()
+
+    # -- stop -------------------------------------------------------------------------------------------------
+
+    def ask_all(self, intent: str) -> None:
+        now = time.monotonic()
+        for attempt in self.attempts.values():
+            attempt.ask(intent, now)
+
+    def dismiss(self) -> None:
+        """End every warm server, and with them whatever cell is still there."""
+        for server in self.pool:
+            self._server_gone(server)
+        deadline = time.monotonic() + 5.0
+        while self.attempts and time.monotonic() < deadline:
+            self._selector.select(0.05)
+            self.reap()

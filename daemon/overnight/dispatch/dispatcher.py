@@ -1,0 +1,298 @@
+"""The daemon's loop: take in-flight cells back, then for ever
+
+    wait      for a message, an exit, or a second
+    receive   what warm servers and cells say
+    reap      attempts and servers that ended
+    heed      cancellations that somebody asked for
+    enforce   time limits
+    record    ended attempts in the queue, for as long as it takes
+    admit     the next cells, while there is room
+    retire    warm servers that nobody wants
+    publish   heartbeat, grid_state.json, registrations
+
+It decides nothing itself: `admission` and `verdicts` are pure, `signals` signals, `queue` remembers. It never imports
+an engine.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from typing import Any
+
+from overnight import durable, procfs
+from overnight.config import Config
+from overnight.dispatch import admission, pressure, verdicts
+from overnight.dispatch.attempt import Attempt
+from overnight.dispatch.crew import Crew
+from overnight.dispatch.grid_state import GridStates
+from overnight.dispatch.recover import recover
+from overnight.paths import Paths
+from overnight.queue.states import Outcome
+from overnight.queue.store import Queue, QueueUnavailable, StaleAttempt
+
+TICK_S = 1.0
+_NEWS = ("pressure", "watchdog")
+
+
+class Dispatcher:
+    """One per `var/`, under the daemon's lock."""
+
+    def __init__(self, paths: Paths, config: Config, queue: Queue, log: Any) -> None:
+        self.paths, self.config, self.queue, self.log = paths, config, queue, log
+        self.states = GridStates(paths, queue, log)
+        self.holding = ""
+        self.stopping = False
+        self._delay_until_s = 0.0
+        self._sequence = 0
+        self._published_s = 0.0
+        self._full = False
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self.crew = Crew(paths, config, queue, self._selector, log)
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT, then stop in good order."""
+        self._listen()
+        recover(self.queue, self.crew.registry, self.log)
+        for grid in self.queue.grids():
+            self.states.touch(grid.name)
+        while not self.stopping:
+            self.step()
+            self.wait()
+        self.stop()
+
+    def step(self) -> None:
+        self.crew.receive()
+        self.crew.reap()
+        self.heed()
+        self.crew.enforce()
+        self.record()
+        self.admit()
+        self.retire()
+        self.publish()
+
+    # -- wait -------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        """SIGTERM and SIGINT set a flag and wake the loop; nothing else happens inside a handler."""
+
+        def stop(_number: int, _frame: Any) -> None:
+            self.stopping = True
+
+        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+
+    def wait(self, timeout_s: float = TICK_S) -> None:
+        for key, _ in self._selector.select(0 if self.stopping else timeout_s):
+            if key.fileobj is self._wake_read:
+                self._wake_read.recv(4096)
+
+    # -- heed ------------------------------------------------------------------------------------------------
+
+    def heed(self) -> None:
+        if self.crew.attempts and self.queue.changed():
+            for _, number in self.queue.cancel_requested():
+                if (wanted := self.crew.attempts.get(number)) is not None:
+                    wanted.ask("cancelled", time.monotonic())
+
+    # -- record -----------------------------------------------------------------------------------------------
+
+    def record(self) -> None:
+        """Tell the queue how attempts ended; while its disk is full they wait here, and nothing is forgotten."""
+        while self.crew.ended:
+            attempt = self.crew.ended[0]
+            try:
+                self._finish(attempt)
+            except QueueUnavailable as error:
+                self._unavailable(error)
+                return
+            self._full = False
+            self.crew.ended.pop(0)
+            self.states.touch(attempt.grid)
+            self._delay_until_s = time.monotonic() + self.config.daemon.delay_s
+
+    def _finish(self, attempt: Attempt) -> None:
+        verdict = verdicts.judge(attempt.ending())
+        cell = attempt.claimed.cell
+        report = attempt.report or {}
+        turns = report.get("turns", attempt.turn or cell.turns)
+        progressed = turns > cell.turns
+        delay_s = verdicts.delay_s(
+            verdict,
+            tries_used=cell.tries_used,
+            interrupted=0 if progressed else cell.stalled + 1,
+            retry_delay_s=self.config.daemon.retry_delay_s,
+            no_space_delay_s=self.config.daemon.no_space_delay_s,
+        )
+        try:
+            status = self.queue.finish(
+                attempt.id,
+                Outcome(verdict.outcome),
+                reason_code=verdict.reason_code,
+                reason=verdict.reason,
+                evidence=verdict.evidence,
+                turns=turns,
+                output_tokens=report.get("output_tokens", attempt.output_tokens or cell.output_tokens),
+                end_reason=report.get("end_reason"),
+                transcript_sha256=report.get("transcript_sha256"),
+                delay_s=delay_s,
+                load_s=attempt.server.load_s,
+                replay_s=attempt.replay_s,
+                max_rss_bytes=attempt.max_rss_bytes,
+            )
+        except StaleAttempt as error:
+            self.log.error("attempt_stale", **attempt.names(), error=str(error))
+            return
+        write = self.log.info if verdict.outcome in ("completed", "cancelled") else self.log.warning
+        write(
+            "cell_ended",
+            **attempt.names(),
+            outcome=verdict.outcome,
+            status=str(status),
+            turns=turns,
+            reason_code=verdict.reason_code,
+            reason=verdict.reason,
+            delay_s=delay_s,
+            **verdict.evidence,
+        )
+
+    def _unavailable(self, error: Exception) -> None:
+        if not self._full:
+            self.log.error("queue_unavailable", error=str(error))
+        self._full = True
+
+    # -- admit ------------------------------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        try:
+            while self._admit_one():
+                pass
+        except QueueUnavailable as error:
+            self._unavailable(error)
+
+    def _admit_one(self) -> bool:
+        """Start the cell at the head of the queue, if it may; True when another one may be asked for."""
+        if self.crew.ended or self.stopping:
+            return False  # first the queue must know what ended
+        ready = self.queue.next_ready()
+        if ready is None:
+            self._hold("")
+            return False
+        decision = admission.decide(self._view(), warm_key=ready.warm_key, threads=ready.threads)
+        if decision.kind == "let_go":
+            self.crew.pool.release(decision.key, decision.why)
+        if decision.kind != "admit":
+            self._hold(decision.why)
+            return False
+        claimed = self.queue.claim(boot_id=procfs.boot_id(), daemon=f"{os.getpid()}", warm_key=ready.warm_key)
+        if claimed is None:
+            return False
+        self._hold("")
+        self.states.touch(claimed.grid)
+        try:
+            self.crew.launch(claimed)
+        except OSError as error:
+            self.log.error("warm_start_failed", error=str(error))
+            sentence = f"its warm server could not be started: {error}"
+            self.queue.finish(
+                claimed.attempt_id,
+                Outcome.LOST,
+                reason_code="warm_start_failed",
+                reason=sentence,
+                delay_s=self.config.daemon.retry_delay_s,
+            )
+        return True
+
+    def _view(self) -> admission.View:
+        now = pressure.read(self.paths.pressure)
+        return admission.View(
+            slots=self._slots(),
+            used=sum(attempt.threads for attempt in self.crew.attempts.values()),
+            pressure=None if now is None else now.level,
+            watchdog_required=self.config.daemon.require_watchdog,
+            servers=self.crew.pool.loads(),
+            max_servers=self.config.warm.servers,
+            delay_left_s=self._delay_until_s - time.monotonic(),
+        )
+
+    def _slots(self) -> int:
+        wanted = self.config.daemon.slots
+        return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
+
+    def _hold(self, why: str) -> None:
+        """Remember what the head of the queue waits for; waiting for memory or for the watchdog is news."""
+        if why != self.holding:
+            if why.startswith(_NEWS):
+                self.log.warning("admission_holds", why=why)
+            elif self.holding.startswith(_NEWS):
+                self.log.info("admission_resumes", after=self.holding)
+        self.holding = why
+
+    # -- retire, publish --------------------------------------------------------------------------------------
+
+    def retire(self) -> None:
+        now = pressure.read(self.paths.pressure) if len(self.crew.pool) else None
+        wanted = now is not None and now.level != "ok"
+        self.crew.pool.retire(idle_s=self.config.warm.idle_s, memory_wanted=wanted)
+
+    def publish(self) -> None:
+        """Heartbeat, registrations and grid_state.json; at most once a second, and never a reason to fail."""
+        now = time.monotonic()
+        if now - self._published_s < TICK_S and not self.stopping:
+            return
+        self._published_s = now
+        self._sequence += 1
+        state = {
+            "v": 1,
+            "boot_id": procfs.boot_id(),
+            "pid": os.getpid(),
+            "start_ticks": procfs.start_ticks(os.getpid()),
+            "sequence": self._sequence,
+            "monotonic_s": now,
+            "stopping": self.stopping,
+            "holding": self.holding,
+            "slots": self._slots(),
+            "warm": self.crew.pool.summary(),
+            "running": [attempt.summary() for attempt in self.crew.attempts.values()],
+        }
+        try:
+            durable.write_atomic(self.paths.daemon_state, durable.canonical(state).encode(), durable=False)
+            for attempt in self.crew.attempts.values():
+                if attempt.handle is not None and (attempt.last_turn_s or 0.0) > attempt.registered_s:
+                    self.states.touch(attempt.grid)
+                    self.crew.registry.put(attempt.registration())
+                    attempt.registered_s = now
+        except OSError:
+            pass  # a full disk: what is shown grows old, what is done goes on
+        live = {
+            attempt.claimed.cell.id: (attempt.turn, attempt.output_tokens) for attempt in self.crew.attempts.values()
+        }
+        try:
+            self.states.write(live, at_once=self.stopping)
+        except QueueUnavailable as error:
+            self._unavailable(error)
+
+    # -- stop -------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Orderly: cells leave (their unfinished turn is thrown away), the queue hears of it, servers go."""
+        self.log.info("daemon_stopping", cells=len(self.crew.attempts))
+        self.crew.ask_all("yielded")
+        deadline = time.monotonic() + 2 * self.config.daemon.stop_grace_s
+        while self.crew.attempts and time.monotonic() < deadline:
+            self._selector.select(0.05)
+            self.crew.receive()
+            self.crew.reap()
+            self.crew.enforce()
+        self.crew.dismiss()
+        self.record()
+        self.publish()
+        self.log.info("daemon_stopped")

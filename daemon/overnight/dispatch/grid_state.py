@@ -1,0 +1,122 @@
+"""var/results/<grid>/grid_state.json in the older harness's layout, so that scripts that read it go on working."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from overnight import durable
+from overnight.paths import Paths
+from overnight.queue.store import CellRow, GridRow, Queue
+
+LARGEST_GRID = 10_000
+"""Larger grids are written on request only (`overnight status --write-grid-state`)."""
+
+_EVERY_S = 2.0
+_STATUS = {"done": "completed", "quarantined": "failed"}
+
+
+class GridStates:
+    """Rewrites the files of changed grids, each at most every two seconds."""
+
+    def __init__(self, paths: Paths, queue: Queue, log: Any) -> None:
+        self._paths, self._queue, self._log = paths, queue, log
+        self._dirty: set[str] = set()
+        self._written: dict[str, float] = {}
+
+    def touch(self, grid: str) -> None:
+        self._dirty.add(grid)
+
+    def write(self, live: Mapping[int, tuple[int, int]], *, at_once: bool = False) -> None:
+        """live: cell id -> (turns, output tokens) of running cells, which the queue learns only at their end."""
+        now = time.monotonic()
+        for name in sorted(self._dirty):
+            if not at_once and now - self._written.get(name, -_EVERY_S) < _EVERY_S:
+                continue
+            self._dirty.discard(name)
+            self._written[name] = now
+            grid = self._queue.grid(name)
+            if sum(grid.counts.values()) > LARGEST_GRID:
+                continue
+            try:
+                write_grid_state(self._paths, self._queue, grid, live)
+            except OSError as error:
+                self._dirty.add(name)
+                self._log.warning("grid_state_failed", grid=name, error=error.strerror)
+
+
+def write_grid_state(paths: Paths, queue: Queue, grid: GridRow, live: Mapping[int, tuple[int, int]]) -> None:
+    """Write one grid's state whole. Raises OSError."""
+    path = paths.grid_state(grid.name)
+    durable.make_folders(path.parent)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            for piece in _pieces(paths, queue, grid, live):
+                durable.write_all(fd, piece.encode())
+            durable.sync(fd)
+        finally:
+            os.close(fd)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    durable.sync_folder(path.parent)
+
+
+def _scaffold_id(queue: Queue, row: CellRow, known: dict[str, int | None]) -> int | None:
+    """The number of a cell's scaffold: looked up once a name, since it stands in the specification only."""
+    name = str(row.coords.get("scaffold"))
+    if name not in known:
+        known[name] = queue.cell_spec(row.id).get("scaffold", {}).get("id")
+    return known[name]
+
+
+def _pieces(paths: Paths, queue: Queue, grid: GridRow, live: Mapping[int, tuple[int, int]]) -> Iterator[str]:
+    """The file in pieces: ten thousand cells are never in memory at once."""
+    yield '{\n  "cells": {'
+    after, lead = 0, "\n"
+    scaffolds: dict[str, int | None] = {}
+    while rows := queue.cells(grid.name, after_id=after, limit=500):
+        for row in rows:
+            key, cell = _cell(paths, row, _scaffold_id(queue, row, scaffolds), live.get(row.id))
+            body = json.dumps(cell, indent=2, ensure_ascii=False).replace("\n", "\n    ")
+            yield f"{lead}    {json.dumps(key)}: {body}"
+            lead = ",\n"
+        after = rows[-1].id
+    started = json.dumps(_time(grid.created_at))
+    yield f'\n  }},\n  "started_at": {started},\n  "last_updated": {json.dumps(_time(time.time()))}\n}}\n'
+
+
+def _cell(
+    paths: Paths, row: CellRow, scaffold_id: int | None, live: tuple[int, int] | None
+) -> tuple[str, dict[str, Any]]:
+    """Key and value. The older harness named cells `1_8b_think_2`; with further axes only our own key is unique."""
+    turns, tokens = live if live is not None else (row.turns, row.output_tokens)
+    cell = {
+        "scaffold_id": scaffold_id,
+        "scaffold_name": row.coords.get("scaffold"),
+        "model_id": row.coords.get("model"),
+        "run_num": row.coords.get("run"),
+        "status": _STATUS.get(row.status, str(row.status)),
+        "started_at": _time(row.started_at),
+        "completed_at": _time(row.finished_at),
+        "iterations": turns or 0,
+        "total_tokens": tokens or 0,
+        "collapse_detected": None,
+        "collapse_iteration": None,
+        "error": row.reason or None,
+        "result_path": str(paths.transcript(row.grid, row.key)) if row.status == "done" else None,
+    }
+    older = {"scaffold", "model", "run"}
+    key = f"{scaffold_id}_{cell['model_id']}_{cell['run_num']}" if set(row.coords) == older else row.key
+    return key, cell
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()

@@ -1,0 +1,108 @@
+"""The warm servers: started when a cell wants their model, let go when they idle or their room is wanted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from overnight.dispatch.admission import Load
+from overnight.dispatch.registry import Registration, Registry
+from overnight.warm.client import WarmServer
+
+
+class Pool:
+    """At most one server a warm key."""
+
+    def __init__(self, store: Path, stderr: Path, registry: Registry, log: Any) -> None:
+        self._store, self._stderr, self._registry, self._log = store, stderr, registry, log
+        self._servers: dict[str, WarmServer] = {}
+        self._load_deaths: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[WarmServer]:
+        return iter(tuple(self._servers.values()))
+
+    def __len__(self) -> int:
+        return len(self._servers)
+
+    def loads(self) -> dict[str, Load]:
+        return {key: Load(len(server.attempts)) for key, server in self._servers.items()}
+
+    def obtain(self, key: str, warm: dict[str, Any]) -> tuple[WarmServer, bool]:
+        """The server of a model and whether it was started just now. Raises OSError when it cannot be."""
+        if (server := self._servers.get(key)) is not None and server.state in ("loading", "ready"):
+            return server, False
+        server = WarmServer(key, warm, self._store, self._stderr)
+        self._servers[key] = server
+        self._log.info("warm_loading", model=server.describe(), pid=server.pid)
+        if server.handle is not None:
+            try:
+                self._registry.put(
+                    Registration(
+                        pid=server.pid,
+                        start_ticks=server.handle.start_ticks,
+                        pgid=server.pid,
+                        role="warm",
+                        engine=warm["engine"],
+                        started_s=server.started,
+                    )
+                )
+            except OSError as error:
+                self._log.warning("registration_failed", pid=server.pid, error=str(error))
+        return server, True
+
+    def loaded(self, server: WarmServer, message: dict[str, Any]) -> None:
+        server.state, server.load_s = "ready", message["load_s"]
+        server.shrinks, server.promise = message["shrinks"], message["promise"]
+        self._load_deaths.pop(server.key, None)
+        self._log.info(
+            "warm_loaded",
+            model=server.describe(),
+            pid=server.pid,
+            load_s=server.load_s,
+            threads=message["threads"],
+        )
+
+    def gone(self, server: WarmServer) -> int:
+        """A server's process is over. Returns how many times running its model died while it was loading."""
+        deaths = self._load_deaths.get(server.key, 0)
+        if server.load_s is None:
+            deaths = self._load_deaths[server.key] = deaths + 1
+        status = server.exit_status()
+        self._log.info("warm_gone", model=server.describe(), pid=server.pid, exit_status=status)
+        self._registry.drop(server.pid)
+        server.close()
+        if self._servers.get(server.key) is server:
+            del self._servers[server.key]
+        return deaths
+
+    def release(self, key: str, why: str) -> None:
+        """Let an idle server go."""
+        server = self._servers[key]
+        if server.state == "ready":
+            self._log.info("warm_released", model=server.describe(), pid=server.pid, why=why)
+            server.leave()
+
+    def retire(self, *, idle_s: float, memory_wanted: bool) -> None:
+        """Release servers that have had no cell for `idle_s`, or at once when memory is wanted."""
+        now = time.monotonic()
+        for server in self:
+            if server.attempts or server.state != "ready":
+                server.idle_since = None
+                continue
+            server.idle_since = server.idle_since or now
+            if memory_wanted or now - server.idle_since >= idle_s:
+                self.release(server.key, "memory" if memory_wanted else "idle")
+
+    def summary(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "model": server.describe(),
+                "pid": server.pid,
+                "state": server.state,
+                "cells": len(server.attempts),
+                "load_s": server.load_s,
+            }
+            for server in self
+        ]

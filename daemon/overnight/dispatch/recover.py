@@ -1,0 +1,30 @@
+"""What a daemon does before anything else: see that nothing of its predecessor is left, and take its cells back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from overnight.dispatch.registry import Registry
+from overnight.dispatch.signals import Handle
+from overnight.queue.store import Queue
+
+
+def recover(queue: Queue, registry: Registry, log: Any, *, grace_s: float = 5.0) -> int:
+    """Under the daemon's lock: kill leftovers, forget them, put in-flight cells back. Returns how many cells.
+
+    Leftovers are rare: cells die with their warm server and warm servers with their daemon. One that is stopped, or
+    sits in an uninterruptible read, may take its time.
+    """
+    left = [handle for entry in registry.entries() if (handle := Handle.open(entry["pid"], entry["start_ticks"]))]
+    for handle in left:
+        log.warning("leftover_killed", pid=handle.pid)
+        handle.kill()
+    for handle in left:
+        if not handle.wait(grace_s):
+            log.error("leftover_stays", pid=handle.pid)
+        handle.close()
+    registry.clear()
+    cells = queue.recover(reason="the daemon that ran it died")
+    if cells:
+        log.warning("cells_recovered", cells=len(cells))
+    return len(cells)

@@ -1,0 +1,94 @@
+"""The one file layer through which everything durable is written.
+
+A write that must outlive a power cut is: all bytes written, the file fsynced, and for a new name its folder fsynced
+too. After a failed fsync the kernel may have dropped the dirty pages and marked them clean, so a second fsync would
+lie: the caller ends its attempt and never syncs that descriptor again.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from overnight.errors import CellError, NoSpace
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class DiskFailed(CellError):
+    """The disk refused a write or a sync for another reason than being full."""
+
+    outcome = "yielded"
+    reason_code = "disk_error"
+
+
+def canonical(value: Any) -> str:
+    """JSON in the one form that hashes and specifications use: sorted keys, no spaces, UTF-8, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte, however short the single writes are. Raises OSError."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def sync(fd: int) -> None:
+    """fsync a descriptor. Raises OSError; after that never call it again for this descriptor."""
+    os.fsync(fd)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in `folder` durable. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_folders(folder: Path) -> None:
+    """mkdir -p that also fsyncs the parent of every folder that it makes. Raises OSError."""
+    missing: list[Path] = []
+    at = folder
+    while not at.is_dir():
+        missing.append(at)
+        at = at.parent
+    for new in reversed(missing):
+        new.mkdir(exist_ok=True)
+        sync_folder(new.parent)
+
+
+def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace `path` whole: either the old or the new bytes are there, never a mixture. Raises OSError.
+
+    durable: also fsync the file and its folder (what lives below var/run/ need not survive a power cut).
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(fd, data)
+            if durable:
+                sync(fd)
+        finally:
+            os.close(fd)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def as_cell_error(error: OSError, what: str) -> CellError:
+    """The reason to record when a durable write failed: a full disk is waited for, anything else too, by name."""
+    if error.errno in _FULL:
+        return NoSpace(
+            f"no space left while {what}; every finished turn is on disk, the cell goes on when there is room"
+        )
+    return DiskFailed(f"{error.strerror or error} while {what}")

@@ -1,0 +1,98 @@
+"""A warm server as the dispatcher sees it: start it, talk to it, watch it end. Heavy imports stay on its side."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from overnight.dispatch import signals
+from overnight.warm import protocol
+
+_STDERR_MAX_BYTES = 1 << 20
+
+
+class WarmServer:
+    """One warm server process. `state` is loading, ready, leaving or gone."""
+
+    def __init__(self, key: str, warm: dict[str, Any], store: Path, stderr: Path) -> None:
+        """Start the process and ask it to load. Raises OSError when it cannot be started."""
+        self.key = key
+        self.warm = warm
+        self.state = "loading"
+        self.load_s: float | None = None
+        self.shrinks = False
+        self.promise = ""
+        self.attempts: set[int] = set()
+        self.started = time.monotonic()
+        self.idle_since: float | None = None
+        self.channel, theirs = protocol.pair()
+        with _stderr(stderr) as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "overnight.warm.server", str(theirs.fileno()), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+        theirs.close()
+        self.pid = self._process.pid
+        self.handle = signals.Handle.open(self.pid)
+        self.channel.send("load", warm=warm, store=str(store))
+
+    def fork(self, attempt: int, spec: dict[str, Any], folder: Path, *, accept_conditions: bool) -> None:
+        """Ask for a child; `forked` or `fork_failed` will answer. Raises protocol.Closed."""
+        self.channel.send("fork", attempt=attempt, spec=spec, folder=str(folder), accept_conditions=accept_conditions)
+
+    def let_go(self, attempt: int) -> None:
+        """The attempt's registration is on disk. Raises protocol.Closed."""
+        self.channel.send("go", attempt=attempt)
+
+    def leave(self) -> None:
+        """Ask it to end. Only for a server without cells: it does not wait for any."""
+        self.state = "leaving"
+        try:
+            self.channel.send("stop")
+        except protocol.Closed:
+            pass
+
+    def kill(self) -> None:
+        """SIGKILL; its children die with it."""
+        self.state = "leaving"
+        if self.handle is not None:
+            self.handle.kill()
+
+    def exit_status(self) -> int | None:
+        """None while it runs, else the exit code, or minus the signal."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> bool:
+        """True when it ended within the time."""
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def close(self) -> None:
+        self.state = "gone"
+        self.channel.close()
+        if self.handle is not None:
+            self.handle.close()
+
+    def describe(self) -> str:
+        return f"{self.warm['engine']} {self.warm['source']} {self.warm['dtype']}"
+
+
+def _stderr(path: Path) -> Any:
+    """Where libraries that print may print; started anew when it grew too long; nowhere when the disk is full."""
+    try:
+        if path.exists() and path.stat().st_size > _STDERR_MAX_BYTES:
+            path.unlink()
+        return path.open("ab")
+    except OSError:
+        return Path(os.devnull).open("ab")

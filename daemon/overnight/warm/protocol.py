@@ -1,0 +1,80 @@
+"""Messages between the dispatcher, its warm servers and their children: one JSON object a packet.
+
+The socket is SOCK_SEQPACKET, so a packet is whole or not at all, and a child that inherits the server's end may send
+without ever mixing its bytes with the server's.
+
+dispatcher -> server   load {warm, store}                 once, first
+                       fork {attempt, spec, folder, accept_conditions}
+                       go {attempt}                       the registration is on disk: the child may allocate
+                       stop {}
+server -> dispatcher   loaded {load_s, conditions, promise, shrinks, threads}
+                       refused {error}                    it cannot load; the server leaves
+                       forked {attempt, pid, start_ticks} or fork_failed {attempt, error}
+                       exited {attempt, status, max_rss_bytes}
+child -> dispatcher    begun | resumed | replaying | first_prefill | turn | tail_cut {attempt, ...}
+                       ended {attempt, outcome, ...}      how the attempt ended, before its process leaves
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+MAX_PACKET_BYTES = 1 << 20
+Message = dict[str, Any]
+
+
+class Closed(Exception):
+    """The other side is gone."""
+
+
+class Channel:
+    """One end of the socket pair."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, MAX_PACKET_BYTES)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, kind: str, **fields: Any) -> None:
+        """Send one message, waiting while the other side is slow. Raises `Closed`."""
+        data = json.dumps({"kind": kind, **fields}, ensure_ascii=False).encode()
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise Closed(str(error)) from None
+
+    def offer(self, kind: str, **fields: Any) -> bool:
+        """Send one message if that can be done at once: a figure for a screen is not worth waiting for."""
+        data = json.dumps({"kind": kind, **fields}, ensure_ascii=False).encode()
+        try:
+            self._socket.send(data, socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
+
+    def receive(self, *, wait: bool = True) -> Message | None:
+        """The next message; None when there is none now and `wait` is off. Raises `Closed` at the end."""
+        try:
+            data = self._socket.recv(MAX_PACKET_BYTES, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise Closed(str(error)) from None
+        if not data:
+            raise Closed("end of stream")
+        message: Message = json.loads(data)
+        return message
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def pair() -> tuple[Channel, Channel]:
+    """Two connected ends; neither is inherited across an exec unless it is passed on purpose."""
+    left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Channel(left), Channel(right)

@@ -1,0 +1,163 @@
+"""A warm server: imports an engine and loads a model once, then forks one child for every cell.
+
+    load -> (a message: fork, let go, stop) | (a child ended: tell) -> again
+
+Started by the dispatcher as `python -m overnight.warm.server FD PARENT_PID`. It dies with the dispatcher, its children
+die with it: nothing is lost by that, since every finished turn is on disk.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+from overnight import procfs
+from overnight.engines import registry
+from overnight.engines.base import Engine
+from overnight.errors import UserError
+from overnight.warm import child
+from overnight.warm.protocol import Channel, Closed, Message
+
+OOM_SCORE_ADJ = 500
+"""Above the daemon's, below a cell's: losing a warm server costs a load, losing a cell costs a turn."""
+
+
+class Server:
+    """The loop around one loaded engine."""
+
+    def __init__(self, channel: Channel, engine: Engine) -> None:
+        self._channel = channel
+        self._engine = engine
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(channel, selectors.EVENT_READ)
+        self._children: dict[int, child.Child] = {}  # by attempt
+        self._running = True
+
+    def serve(self) -> None:
+        while self._running:
+            for key, _ in self._selector.select():
+                if key.data is None:
+                    self._obey(self._channel.receive())
+                else:
+                    self._reap(key.data)
+
+    def _obey(self, message: Message | None) -> None:
+        if message is None:
+            return
+        match message["kind"]:
+            case "fork":
+                self._fork(message)
+            case "go":
+                if (waiting := self._children.get(message["attempt"])) is not None:
+                    waiting.let_go()
+            case "stop":
+                self._running = False
+
+    def _fork(self, message: Message) -> None:
+        try:
+            born = child.fork(self._channel, self._engine, message, tuple(self._children.values()))
+        except OSError as error:
+            self._channel.send("fork_failed", attempt=message["attempt"], error=str(error))
+            return
+        self._children[born.attempt] = born
+        self._selector.register(born.pidfd, selectors.EVENT_READ, born)
+        self._channel.send("forked", attempt=born.attempt, pid=born.pid, start_ticks=procfs.start_ticks(born.pid))
+
+    def _reap(self, ended: child.Child) -> None:
+        _, status, usage = os.wait4(ended.pid, 0)
+        self._selector.unregister(ended.pidfd)
+        ended.close()
+        del self._children[ended.attempt]
+        self._channel.send("exited", attempt=ended.attempt, status=status, max_rss_bytes=usage.ru_maxrss * 1024)
+
+
+def load(channel: Channel, message: Message) -> Engine | None:
+    """Load what the first message asks for; None after a refusal."""
+    began = time.monotonic()
+    try:
+        engine = registry.make(message["warm"], message["store"])
+        engine.load()
+        threads = _threads()
+        if len(threads) > 1:
+            raise UserError(f"cannot fork safely: these threads are running: {', '.join(threads)}")
+    except UserError as error:
+        channel.send("refused", error=str(error), code="model")
+        return None
+    except MemoryError:
+        channel.send("refused", error="loading the model met a memory limit (MemoryError)", code="memory")
+        return None
+    except Exception as error:  # noqa: BLE001 - whatever a model's own code raises becomes one line for people
+        first = (str(error).splitlines() or [""])[0][:300]
+        channel.send("refused", error=f"loading failed: {type(error).__name__}: {first}", code="load")
+        return None
+    gc.collect()
+    gc.freeze()  # children must not copy the parent's pages only because a collection touched them
+    channel.send(
+        "loaded",
+        load_s=round(time.monotonic() - began, 3),
+        promise=engine.promise,
+        shrinks=engine.shrinks,
+        threads=threads,
+    )
+    return engine
+
+
+def _threads() -> list[str]:
+    """Names of the threads of this process, as the kernel has them."""
+    names = []
+    for task in sorted(Path("/proc/self/task").iterdir(), key=lambda path: int(path.name)):
+        try:
+            names.append((task / "comm").read_text().strip())
+        except OSError:
+            continue
+    return names
+
+
+def _settle(parent: int) -> None:
+    """Become a well-behaved process before anything heavy is imported."""
+    procfs.die_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the dispatcher
+    # A library that warns that this process forks must not be heard in every cell.
+    warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
+    except OSError:
+        pass
+    os.environ.update(ENVIRONMENT)
+
+
+ENVIRONMENT: dict[str, Any] = {
+    "TOKENIZERS_PARALLELISM": "false",  # its thread pool does not survive a fork
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "OMP_NUM_THREADS": "1",  # a thread pool in the parent would be missing in the child
+    "MKL_NUM_THREADS": "1",
+}
+
+
+def main(argv: list[str]) -> int:
+    fd, parent = int(argv[0]), int(argv[1])
+    _settle(parent)
+    channel = Channel(socket.socket(fileno=fd))
+    os.set_inheritable(fd, False)
+    try:
+        first = channel.receive()
+        engine = load(channel, first) if first is not None else None
+        if engine is None:
+            return 1
+        Server(channel, engine).serve()
+    except Closed:
+        pass  # the dispatcher is gone, and takes us with it
+    return 0
+
+
+if __name__ == "__main__":
+    os._exit(main(sys.argv[1:]))

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     paths = common.home(args)
     if args.action == "add":
         found = ensure_model(paths, args.source, args.dtype, name=args.name)
-        print(f"{found['name']} ({args.dtype}) is in {paths.models}")
+        print(f"{found} ({args.dtype}) is in {paths.models}")
         return 0
     from overnight.engines import model_store
 

@@ -25,16 +25,16 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     paths = common.home(args)
     name, line = submit.submit(paths, args)
-    for said in up.ensure(paths):
-        print(said)
     print(f"{name}: {line}")
-    with common.open_queue(paths) as queue:
-        try:
+    try:
+        for said in up.ensure(paths):
+            print(said)
+        with common.open_queue(paths) as queue:
             follow(paths, queue, name)
-        except KeyboardInterrupt:
-            print("\ndetached; the work goes on. Look with: overnight status, overnight tail CELL -f")
-            return 0
-        return summary(paths, queue, name)
+            return summary(paths, queue, name)
+    except KeyboardInterrupt:
+        print("\ndetached; the work goes on. Look with: overnight status, overnight tail CELL -f")
+        return 0
 
 
 def follow(paths: Paths, queue: Queue, name: str) -> None:

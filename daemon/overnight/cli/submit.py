@@ -15,6 +15,10 @@ from overnight.errors import GridError, ModelError
 from overnight.paths import Paths
 
 
+_QUICK_S = 3.0
+"""What takes longer than this is worth a word; a refusal comes sooner, and alone."""
+
+
 def add(commands: Any) -> None:
     parser = commands.add_parser("submit", help="put the cells of a grid file into the queue")
     add_arguments(parser)
@@ -124,29 +128,23 @@ def _prepare_models(paths: Paths, templates: list[dict[str, Any]]) -> None:
         ensure_model(paths, source, dtype)
 
 
-def ensure_model(paths: Paths, source: str, dtype: str, *, name: str | None = None) -> dict[str, Any]:
-    """Add a model to the store, in a process of its own: torch must not stay in ours. Raises ModelError."""
+def ensure_model(paths: Paths, source: str, dtype: str, *, name: str | None = None) -> str:
+    """Add a model to the store unless it is there; returns its name there. Raises ModelError.
+
+    In a process of its own: torch must not stay in ours."""
     from overnight.engines import model_store
 
-    found = model_store.locate(paths.models, source, dtype) if name is None else None
-    if found is None:
+    if name is None and (found := model_store.locate(paths.models, source, dtype)) is not None:
+        return str(found.name)
+    command = [sys.executable, "-m", "overnight.engines.model_store", "add", str(paths.models), source]
+    command += ["--dtype", dtype, *(["--name", name] if name else [])]
+    adding = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        said, complaint = adding.communicate(timeout=_QUICK_S)
+    except subprocess.TimeoutExpired:
         print(f"preparing model {source} ({dtype}); this is done once ...", file=sys.stderr, flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "overnight.engines.model_store",
-        "add",
-        str(paths.models),
-        source,
-        "--dtype",
-        dtype,
-    ]
-    if found is None:
-        extra = ["--name", name] if name else []
-        done = subprocess.run([*command, *extra], capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise ModelError(said[-1].removeprefix("overnight: "))
-        manifest: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-        return manifest
-    return {"name": found.name, "dtype": dtype}
+        said, complaint = adding.communicate()
+    if adding.returncode != 0:
+        words = complaint.strip().splitlines() or [f"adding {source} ended with exit status {adding.returncode}"]
+        raise ModelError(words[-1].removeprefix("overnight: "))
+    return str(json.loads(said.strip().splitlines()[-1])["name"])

@@ -60,7 +60,13 @@ def check(paths: Paths) -> None:
 def start(paths: Paths) -> None:
     """Start supervisord in the background. Raises UserError with its own words when it refuses."""
     done = subprocess.run(
-        command(paths), env=environment(), cwd=paths.home, capture_output=True, text=True, check=False
+        command(paths),
+        env=environment(),
+        cwd=paths.home,
+        capture_output=True,
+        text=True,
+        check=False,
+        start_new_session=True,  # a Ctrl-C that detaches `overnight run` is not for supervisord
     )
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
@@ -80,11 +86,10 @@ def start_programs(supervisor: Any) -> list[str]:
     return started
 
 
-def supervisord_pid(paths: Paths) -> int | None:
-    try:
-        return int(paths.supervisor_pid.read_text())
-    except (OSError, ValueError):
-        return None
+def all_running(supervisor: Any) -> bool | None:
+    """True once supervisord counts all our programs as running, else None."""
+    states = {info["name"]: info["statename"] for info in supervisor.getAllProcessInfo()}
+    return all(states.get(name) == "RUNNING" for name in PROGRAMS) or None
 
 
 def wait_gone(paths: Paths, pid: int | None, timeout_s: float) -> bool:

@@ -46,6 +46,7 @@ def ensure(paths: Paths) -> list[str]:
     for name in supervise.start_programs(supervisor):
         said.append(f"{name} started")
     state = _wait_for(lambda: _fresh(paths), paths, "the daemon does not come up")
+    _wait_for(lambda: supervise.all_running(supervisor), paths, "the daemon or the watchdog does not stay up")
     return said or [f"already up (supervisord pid {supervisor.getPID()}, daemon pid {state['pid']})"]
 
 

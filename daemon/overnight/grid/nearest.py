@@ -1,0 +1,42 @@
+"""The nearest known name to one that is not known, and other people's text made fit for one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+_COMPARED = 100
+"""Characters that are compared: difflib is quadratic, and no name is longer."""
+
+_SHOWN = 40
+_LISTED = 12
+
+
+def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
+    """`; did you mean 'x'?` for the nearest of `known`, or nothing where none is near. shown: how to write a name."""
+    by_lower = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word[:_COMPARED].lower(), by_lower, n=1, cutoff=0.6)
+    if not near:
+        return ""
+    name = by_lower[near[0]]
+    return f"; did you mean '{shown[name] if shown else name}'?"
+
+
+def one_of(known: Iterable[str]) -> str:
+    """`a`, `one of a, b`, or of many the first dozen and how many more there are."""
+    names = list(known)
+    if len(names) == 1:
+        return names[0]
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"one of {', '.join(names[:_LISTED])}{more}"
+
+
+def one_line(text: str) -> str:
+    """`text` with whatever could break or recolour a line of a terminal shown as an escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def quoted(text: str) -> str:
+    """`'text'`, escaped and, when it is long, cut short with its length."""
+    shown = one_line(text[:_SHOWN])
+    return f"'{shown}'" if len(text) <= _SHOWN else f"'{shown}…' ({len(text)} characters)"

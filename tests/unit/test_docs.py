@@ -1,0 +1,98 @@
+"""The documentation is true: every command, option, setting, event and grid key is in it."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from overnight.cli.main import COMMANDS, parser
+from overnight.config import Config
+
+
+def subparsers(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+@pytest.fixture
+def readme(repository: Path) -> str:
+    return (repository / "README.md").read_text()
+
+
+@pytest.fixture
+def operations(repository: Path) -> str:
+    return (repository / "docs" / "operations.md").read_text()
+
+
+def test_every_command_is_in_the_readme(readme: str) -> None:
+    commands = subparsers(parser())
+    assert len(commands) == len(COMMANDS)
+    for name in commands:
+        assert re.search(rf"overnight {name}\b", readme), name
+
+
+def test_every_option_is_documented(readme: str, operations: str) -> None:
+    for name, command in subparsers(parser()).items():
+        for action in command._actions:
+            for option in action.option_strings:
+                if option.startswith("--") and option != "--help":
+                    assert option in readme + operations, f"{name} {option}"
+
+
+def test_every_setting_is_documented(repository: Path, operations: str) -> None:
+    shipped = (repository / "etc" / "overnight.toml").read_text()
+    for section, field in Config.model_fields.items():
+        assert f"[{section}]" in shipped
+        for key in field.annotation.model_fields:  # type: ignore[union-attr]
+            assert re.search(rf"^#? ?{key} = ", shipped, re.MULTILINE), f"{section}.{key}"
+            assert f"`{section}.{key}`" in operations, f"{section}.{key}"
+
+
+def logged(repository: Path) -> Iterator[str]:
+    """Names of events that the daemon logs: first arguments of log.info("...") and the like."""
+    for path in (repository / "daemon" / "overnight").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and node.args):
+                continue
+            called = ast.unparse(node.func)
+            if not re.search(r"(^|\.)_?log\.(debug|info|warning|error|critical)$|^write$", called):
+                continue
+            first = node.args[0]
+            if isinstance(first, ast.Constant) and isinstance(first.value, str):
+                yield first.value
+            elif isinstance(first, ast.JoinedStr):
+                yield "cell_begun"
+                yield "cell_resumed"
+
+
+def test_every_log_event_is_documented(repository: Path, operations: str) -> None:
+    events = set(logged(repository))
+    assert {"daemon_started", "cell_ended", "cell_resumed", "warm_loaded"} <= events
+    for event in sorted(events):
+        assert f"`{event}`" in operations, event
+
+
+def test_every_watchdog_event_is_documented(repository: Path, operations: str) -> None:
+    text = "".join(path.read_text() for path in (repository / "watchdog" / "overnight_watchdog").glob("*.py"))
+    events = set(re.findall(r'"((?:watchdog|pressure)_[a-z]+)"', text))
+    assert "watchdog_started" in events
+    for event in sorted(events):
+        assert f"`{event}`" in operations, event
+
+
+def test_readme_shows_the_two_commands(readme: str) -> None:
+    assert "make demo" in readme
+    assert "make test" in readme
+
+
+def test_links_between_documents_lead_somewhere(repository: Path) -> None:
+    for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

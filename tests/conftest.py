@@ -10,6 +10,8 @@ import pytest
 
 from helpers.home import Home
 
+from overnight.paths import Paths
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 _skipped: list[str] = []
 
@@ -48,3 +50,9 @@ def home(tmp_path: Path) -> Iterator[Home]:
     found = Home(tmp_path / "h")
     yield found
     found.end()
+
+
+@pytest.fixture(scope="session")
+def repository_paths() -> Paths:
+    """The checkout's own home: only its model store is used, so that nothing is converted twice."""
+    return Paths.of(REPOSITORY).ensure()

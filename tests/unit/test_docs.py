@@ -81,7 +81,7 @@ def test_every_log_event_is_documented(repository: Path, operations: str) -> Non
 
 def test_every_watchdog_event_is_documented(repository: Path, operations: str) -> None:
     text = "".join(path.read_text() for path in (repository / "watchdog" / "overnight_watchdog").glob("*.py"))
-    events = set(re.findall(r'"((?:watchdog|pressure)_[a-z]+)"', text))
+    events = set(re.findall(r'"((?:watchdog|pressure|sampling)_[a-z]+)"', text))
     assert "watchdog_started" in events
     for event in sorted(events):
         assert f"`{event}`" in operations, event

@@ -14,7 +14,6 @@ from overnight.cli import common
 from overnight.errors import GridError, ModelError
 from overnight.paths import Paths
 
-
 _QUICK_S = 3.0
 """What takes longer than this is worth a word; a refusal comes sooner, and alone."""
 

@@ -12,6 +12,9 @@ import pytest
 
 from overnight.cli.main import COMMANDS, parser
 from overnight.config import Config
+from overnight.errors import GridError
+from overnight.grid.expand import expand
+from overnight.grid.loader import parse_grid
 
 
 def subparsers(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -96,3 +99,12 @@ def test_links_between_documents_lead_somewhere(repository: Path) -> None:
     for page in [repository / "README.md", *sorted((repository / "docs").glob("*.md"))]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_grid_in_the_readme_is_one(readme: str) -> None:
+    """The example parses, and its misspelling is answered with the very line that the page shows."""
+    (example,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    assert sum(1 for _ in expand(parse_grid(example, "my-night.yaml"))) == 18
+    with pytest.raises(GridError) as error:
+        parse_grid(example.replace("temperature: 0.8", "temprature: 0.8"), "my-night.yaml")
+    assert f"overnight: {error.value}" in readme

@@ -1,0 +1,126 @@
+"""The queue as people think of it: plain objects, no database, every rule written once more from the design."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from overnight.queue.states import Outcome, Status
+
+_BACK = {Outcome.EVICTED, Outcome.YIELDED, Outcome.LOST, Outcome.OVER_CAP, Outcome.OOM_KILLED}
+_FAULT = {Outcome.FAILED, Outcome.TIMED_OUT}
+_END = {Outcome.COMPLETED: Status.DONE, Outcome.CANCELLED: Status.CANCELLED}
+
+
+@dataclass
+class ModelCell:
+    grid: str
+    key: str
+    model: str
+    seed: int
+    status: Status = Status.PENDING
+    not_before: float = 0.0
+    generation: int = 0
+    attempts: int = 0
+    tries_used: int = 0
+    stalled: int = 0
+    turns: int = 0
+    cancel_requested: bool = False
+    accept_conditions: bool = False
+
+    def afresh(self) -> None:
+        new = ModelCell(self.grid, self.key, self.model, self.seed, generation=self.generation + 1)
+        self.__dict__.update(new.__dict__)
+
+
+@dataclass
+class ModelQueue:
+    """Cells by id. A running cell's open attempt is known by the id that the queue gave it."""
+
+    tries: int
+    cells: dict[int, ModelCell] = field(default_factory=dict)
+    open: dict[int, int] = field(default_factory=dict)
+
+    def of(self, grid: str) -> dict[str, int]:
+        return {cell.key: number for number, cell in self.cells.items() if cell.grid == grid}
+
+    def head(self, now: float, *, only: str | None = None, exclude: Collection[str] = ()) -> int | None:
+        """The cell that has to be claimed next."""
+        ready = [
+            (cell.not_before, number)
+            for number, cell in self.cells.items()
+            if cell.status is Status.PENDING
+            and cell.not_before <= now
+            and cell.model not in exclude
+            and only in (None, cell.model)
+        ]
+        return min(ready)[1] if ready else None
+
+    def claim(self, number: int, attempt: int) -> None:
+        cell = self.cells[number]
+        cell.status, cell.attempts = Status.RUNNING, cell.attempts + 1
+        self.open[attempt] = number
+
+    def finish(self, attempt: int, outcome: Outcome, turns: int | None, now: float, delay_s: float) -> Status:
+        cell = self.cells[self.open.pop(attempt)]
+        if turns is not None and turns > cell.turns:
+            cell.stalled = 0
+        elif outcome in _BACK:
+            cell.stalled += 1
+        if turns is not None:
+            cell.turns = turns
+        if outcome in _FAULT:
+            cell.tries_used += 1
+        if outcome in _BACK or (outcome in _FAULT and cell.tries_used < self.tries):
+            cell.status = Status.CANCELLED if cell.cancel_requested else Status.PENDING
+        elif outcome in _FAULT:
+            cell.status = Status.FAILED
+        else:
+            cell.status = _END.get(outcome, Status.QUARANTINED)
+        cell.not_before = now + delay_s if cell.status is Status.PENDING and delay_s else 0.0
+        cell.cancel_requested = False
+        return cell.status
+
+    def recover(self, now: float) -> list[int]:
+        back = sorted(self.open.values())
+        for attempt in list(self.open):
+            self.finish(attempt, Outcome.LOST, None, now, 0.0)
+        return back
+
+    def cancel(self, numbers: Iterable[int]) -> tuple[int, int]:
+        cancelled = marked = 0
+        for number in numbers:
+            cell = self.cells[number]
+            if cell.status is Status.PENDING:
+                cell.status, cell.not_before = Status.CANCELLED, 0.0
+                cancelled += 1
+            elif cell.status is Status.RUNNING and not cell.cancel_requested:
+                cell.cancel_requested = True
+                marked += 1
+        return cancelled, marked
+
+    def retry(self, numbers: Iterable[int], now: float, accept: bool) -> int:
+        changed = 0
+        for number in numbers:
+            cell = self.cells[number]
+            if cell.status in (Status.FAILED, Status.QUARANTINED, Status.CANCELLED):
+                cell.status, cell.tries_used, cell.stalled = Status.PENDING, 0, 0
+                cell.not_before, cell.accept_conditions = 0.0, accept
+                changed += 1
+            elif cell.status is Status.PENDING and (cell.not_before > now or (accept and not cell.accept_conditions)):
+                cell.not_before = 0.0
+                cell.accept_conditions = cell.accept_conditions or accept
+                changed += 1
+        return changed
+
+    def reset(self, grid: str) -> int | None:
+        """None = refused."""
+        cells = [cell for cell in self.cells.values() if cell.grid == grid]
+        if any(cell.status is Status.RUNNING for cell in cells):
+            return None
+        touched = [
+            cell for cell in cells if cell.status is not Status.PENDING or cell.attempts or cell.accept_conditions
+        ]
+        for cell in touched:
+            cell.afresh()
+        return len(touched)

@@ -38,7 +38,7 @@ bench: $(STAMP)
 	$(BIN)/python bench/cell_start.py
 	$(BIN)/python bench/turn_cost.py
 	$(BIN)/python bench/idle.py
-	$(BIN)/python bench/queue.py
+	$(BIN)/python bench/queue_scale.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

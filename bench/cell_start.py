@@ -2,8 +2,8 @@
 
     python bench/cell_start.py [--repeat 5] [--engine transformers|scripted]
 
-Cold: a fresh interpreter that imports, loads tokenizer and model, opens the cell and begins. Warm: what the daemon does,
-gate and registration messages included. Same model, same cell, one run. Prints a table and one JSON line.
+Cold: a fresh interpreter that imports, loads tokenizer and model, opens the cell and begins. Warm: what the daemon
+does, gate and registration messages included. Same model, same cell, one run. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def cold_main(argv: list[str]) -> None:
 def cold_s(spec: dict[str, Any], store: Path, folder: Path) -> float:
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, __file__, "--cold", json.dumps(spec), str(store), str(folder)],
+        [sys.executable, "-P", __file__, "--cold", json.dumps(spec), str(store), str(folder)],
         capture_output=True,
         text=True,
         check=True,

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from helpers.home import Home
-
 from overnight.paths import Paths
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -35,10 +35,11 @@ def run(args: argparse.Namespace) -> int:
         log = open_log(paths.log / "daemon.jsonl")
         while True:
             try:
-                queue = Queue.open(paths.queue, check=True)
-                log.info("daemon_started", pid=os.getpid(), home=str(paths.home))
-                gc.collect()
-                Dispatcher(paths, config, queue, log).run()
+                # A submit of a million cells holds the write lock for many seconds: the loop must not stand still.
+                with Queue.open(paths.queue, check=True, busy_timeout_s=1.0) as queue:
+                    log.info("daemon_started", pid=os.getpid(), home=str(paths.home))
+                    gc.collect()
+                    Dispatcher(paths, config, queue, log).run()
             except QueueUnavailable as error:
                 # A full disk at start: wait for room instead of dying and being restarted for ever.
                 log.error("queue_unavailable", error=str(error))
@@ -47,5 +48,4 @@ def run(args: argparse.Namespace) -> int:
                 log.critical("daemon_failed", error=f"{type(error).__name__}: {error}")
                 raise
             else:
-                queue.close()
                 return 0

@@ -32,7 +32,7 @@ from overnight.dispatch.grid_state import GridStates
 from overnight.dispatch.recover import recover
 from overnight.paths import Paths
 from overnight.queue.states import Outcome
-from overnight.queue.store import Queue, QueueUnavailable, StaleAttempt
+from overnight.queue.store import Claimed, Queue, QueueUnavailable, StaleAttempt
 
 TICK_S = 1.0
 _NEWS = ("pressure", "watchdog")
@@ -50,6 +50,8 @@ class Dispatcher:
         self._sequence = 0
         self._published_s = 0.0
         self._full = False
+        self._look = True
+        self._unstarted: list[tuple[Claimed, str]] = []
         self._selector = selectors.DefaultSelector()
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -98,26 +100,42 @@ class Dispatcher:
     # -- heed ------------------------------------------------------------------------------------------------
 
     def heed(self) -> None:
-        if self.crew.attempts and self.queue.changed():
+        """Cancellations. That something changed is told once only, so it is remembered until it was looked at."""
+        try:
+            self._look = self.queue.changed() or self._look
+            if not (self._look and self.crew.attempts):
+                return
             for _, number in self.queue.cancel_requested():
                 if (wanted := self.crew.attempts.get(number)) is not None:
                     wanted.ask("cancelled", time.monotonic())
+            self._look = False
+        except QueueUnavailable as error:
+            self._unavailable(error)
 
     # -- record -----------------------------------------------------------------------------------------------
 
     def record(self) -> None:
         """Tell the queue how attempts ended; while its disk is full they wait here, and nothing is forgotten."""
-        while self.crew.ended:
-            attempt = self.crew.ended[0]
-            try:
+        try:
+            while self._unstarted:
+                claimed, sentence = self._unstarted[0]
+                self.queue.finish(
+                    claimed.attempt_id,
+                    Outcome.LOST,
+                    reason_code="warm_start_failed",
+                    reason=sentence,
+                    delay_s=self.config.daemon.retry_delay_s,
+                )
+                self._unstarted.pop(0)
+            while self.crew.ended:
+                attempt = self.crew.ended[0]
                 self._finish(attempt)
-            except QueueUnavailable as error:
-                self._unavailable(error)
-                return
+                self.crew.ended.pop(0)
+                self.states.touch(attempt.grid)
+                self._delay_until_s = time.monotonic() + self.config.daemon.delay_s
             self._full = False
-            self.crew.ended.pop(0)
-            self.states.touch(attempt.grid)
-            self._delay_until_s = time.monotonic() + self.config.daemon.delay_s
+        except QueueUnavailable as error:
+            self._unavailable(error)
 
     def _finish(self, attempt: Attempt) -> None:
         verdict = verdicts.judge(attempt.ending())
@@ -180,7 +198,7 @@ class Dispatcher:
 
     def _admit_one(self) -> bool:
         """Start the cell at the head of the queue, if it may; True when another one may be asked for."""
-        if self.crew.ended or self.stopping:
+        if self.crew.ended or self._unstarted or self.stopping:
             return False  # first the queue must know what ended
         ready = self.queue.next_ready()
         if ready is None:
@@ -201,14 +219,8 @@ class Dispatcher:
             self.crew.launch(claimed)
         except OSError as error:
             self.log.error("warm_start_failed", error=str(error))
-            sentence = f"its warm server could not be started: {error}"
-            self.queue.finish(
-                claimed.attempt_id,
-                Outcome.LOST,
-                reason_code="warm_start_failed",
-                reason=sentence,
-                delay_s=self.config.daemon.retry_delay_s,
-            )
+            self._unstarted.append((claimed, f"its warm server could not be started: {error}"))
+            return False  # `record` tells the queue
         return True
 
     def _view(self) -> admission.View:

@@ -146,20 +146,19 @@ class Conversation:
         """The chunk of the next user message. Changes nothing."""
         text = self._render([*self._messages, self._user(message)])
         so_far = self._rendered + self._reply
-        if not self.length:
-            cropped, ids = 0, self._tokens.encode(text)
-        elif text.startswith(so_far):
-            cropped, ids = 0, self._reply_ids + self._tokens.encode(text[len(so_far) :])
-        elif text.startswith(self._rendered):
-            cropped, ids = 0, self._tokens.encode(text[len(self._rendered) :])
-        else:
-            whole = self._tokens.encode(text)
-            # The last id is always prefilled again: its logits are what the reply is sampled from.
-            common = min(_common_prefix(self._canonical, whole), len(whole) - 1)
-            cropped, ids = self.length - common, whole[common:]
-        if not ids:
-            raise ModelError("the chat template adds nothing for a new message: it cannot carry a conversation")
-        return Chunk(cropped, ids, message, text)
+        ids: list[int] = []
+        if self.length and text.startswith(so_far):
+            ids = self._reply_ids + self._tokens.encode(text[len(so_far) :])
+        elif self.length and text.startswith(self._rendered):
+            ids = self._tokens.encode(text[len(self._rendered) :])
+        if ids:
+            return Chunk(0, ids, message, text)
+        whole = self._tokens.encode(text)
+        if not whole:
+            raise CannotRender("the model's chat template renders a conversation as nothing")
+        # The last id is always prefilled again: its logits are what the reply is sampled from.
+        common = min(_common_prefix(self._canonical, whole), len(whole) - 1)
+        return Chunk(self.length - common, whole[common:], message, text)
 
     def take(self, chunk: Chunk) -> None:
         """The chunk is in the cache now."""

@@ -99,7 +99,7 @@ class HubModel:
         """Ask the hub, once. Raises ModelError."""
         os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", str(_HUB_TIMEOUT_S))
         os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "10")
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        os.environ.update(HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_TELEMETRY="1")
         try:
             import huggingface_hub
         except ModuleNotFoundError:

@@ -21,6 +21,8 @@ from overnight.errors import ModelError
 REVISION = 1
 """Raised whenever the same specification and libraries would give another transcript."""
 
+_NO_LIMIT = 10**12
+"""Tokenizers that know no limit give one far above this."""
 _PROBE = "The night is long and the house is quiet; nobody asks for anything."
 _SURROUNDINGS = {
     "HF_DEACTIVATE_ASYNC_LOAD": "1",  # transformers loads weights in threads of its own otherwise,
@@ -179,8 +181,9 @@ class TransformersEngine:
 
     def _find_context(self) -> int:
         config = self._model.config.get_text_config(decoder=True)
-        tokens = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        if not isinstance(tokens, int) or tokens < 1:
+        said = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
+        tokens = next((found for found in said if found), self._tokenizer.model_max_length)
+        if not isinstance(tokens, int) or not 0 < tokens < _NO_LIMIT:
             raise ModelError(f"model {self._manifest.name} does not say how many tokens its context holds")
         return tokens
 

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from overnight.durable import canonical
 from overnight.queue import gate, specs
 from overnight.queue.base import Base
 from overnight.queue.errors import StaleAttempt
+from overnight.queue.head import find_head
 from overnight.queue.rows import CellRow, Claimed, Ready, parsed
 from overnight.queue.states import INTERRUPTED, USES_A_TRY, Outcome, Status, after
 
 DEFAULT_TRIES = 3
-
-
-class _Head(NamedTuple):
-    """The oldest pending cell of one warm server; ordered as cells are claimed."""
-
-    not_before: float
-    cell_id: int
 
 
 class Attempts(Base):
@@ -31,7 +25,7 @@ class Attempts(Base):
 
         exclude: warm keys whose cells are passed over."""
         with self._db.read() as db:
-            head = _head(db, exclude=exclude)
+            head = find_head(db, exclude=exclude)
             if head is None or head.not_before > self._clock():
                 return None
             row = db.execute(
@@ -54,7 +48,7 @@ class Attempts(Base):
     def next_ready_at(self, exclude: Collection[str] = ()) -> float | None:
         """When the first pending cell is ready, in unix seconds (0 = already); None when none is pending."""
         with self._db.read() as db:
-            head = _head(db, exclude=exclude)
+            head = find_head(db, exclude=exclude)
         return None if head is None else head.not_before
 
     def claim(
@@ -66,7 +60,7 @@ class Attempts(Base):
         warm_key: only cells of this warm server; exclude: none of these."""
         with self._db.write() as db:
             now = self._clock()
-            head = _head(db, only=warm_key, exclude=exclude)
+            head = find_head(db, only=warm_key, exclude=exclude)
             if head is None or head.not_before > now:
                 return None
             before = _existing(db, head.cell_id)
@@ -178,38 +172,6 @@ class Attempts(Base):
                 " ON a.cell_id = c.id AND a.outcome IS NULL WHERE c.cancel_requested = 1 ORDER BY c.id"
             ).fetchall()
         return [(cell_id, attempt_id) for cell_id, attempt_id in rows]
-
-
-def _head(db: sqlite3.Connection, *, only: str | None = None, exclude: Collection[str] = ()) -> _Head | None:
-    """The pending cell that is ready first. One index lookup for each warm server that has pending cells.
-
-    The index is ordered by (warm_id, not_before, id): the first entry of each warm_id is its head, and the
-    next warm_id begins behind its last entry, so cells that are passed over are never visited.
-    """
-    if only is not None:
-        chosen = db.execute("SELECT id FROM warms WHERE key = ?", (only,)).fetchone()
-        if chosen is None or only in exclude:
-            return None
-        row = db.execute(
-            "SELECT not_before, id FROM cells INDEXED BY cells_pending"
-            " WHERE status = 'pending' AND warm_id = ? ORDER BY not_before, id LIMIT 1",
-            chosen,
-        ).fetchone()
-        return None if row is None else _Head(*row)
-    passed = {number for key in exclude for (number,) in db.execute("SELECT id FROM warms WHERE key = ?", (key,))}
-    heads: list[_Head] = []
-    warm_id = -1
-    while True:
-        row = db.execute(
-            "SELECT warm_id, not_before, id FROM cells INDEXED BY cells_pending"
-            " WHERE status = 'pending' AND warm_id > ? ORDER BY warm_id, not_before, id LIMIT 1",
-            (warm_id,),
-        ).fetchone()
-        if row is None:
-            return min(heads, default=None)
-        warm_id = row[0]
-        if warm_id not in passed:
-            heads.append(_Head(*row[1:]))
 
 
 def _existing(db: sqlite3.Connection, cell_id: int) -> CellRow:

@@ -1,6 +1,6 @@
 """Does the queue stay quick when it is large and nearly done? Against the usual table, in the same run.
 
-    python bench/queue.py [--cells 1000000]
+    python bench/queue_scale.py [--cells 1000000]
 
 The peer is what one writes first: one table, the whole specification in each row, no index but that of the keys; claim
 is `WHERE status = 'pending' ORDER BY id LIMIT 1`, status is `GROUP BY status`. Both are equally durable (write-ahead

@@ -13,9 +13,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from overnight.errors import CellError, NoSpace
+from overnight.errors import CellError, ExperimentFailed, NoSpace
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_LASTING = (
+    *(errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.EFBIG),
+)
+"""Waiting does not mend these: somebody put a file, a link or a right where there should be none."""
 
 
 class DiskFailed(CellError):
@@ -91,4 +96,6 @@ def as_cell_error(error: OSError, what: str) -> CellError:
         return NoSpace(
             f"no space left while {what}; every finished turn is on disk, the cell goes on when there is room"
         )
+    if error.errno in _LASTING:
+        return ExperimentFailed(f"{error.strerror} while {what}; mend it, then `overnight retry`")
     return DiskFailed(f"{error.strerror or error} while {what}")

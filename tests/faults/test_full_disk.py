@@ -1,4 +1,4 @@
-"""A disk that is really full: a small tmpfs. Cells stop cleanly, transcripts stay whole, and go on when there is room."""
+"""A disk that is really full, a small tmpfs: cells stop cleanly, stay whole and go on when there is room."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from helpers.home import Home
 from helpers.waiting import until
-
 from overnight.cells import transcript
 
 pytestmark = pytest.mark.root

@@ -31,9 +31,9 @@ stop_grace_s = 2.0
 class Home:
     """Commands run in processes of their own, as a user's do."""
 
-    def __init__(self, folder: Path, *, slots: int = 2, watchdog: bool = False) -> None:
+    def __init__(self, folder: Path, *, slots: int = 2, watchdog: bool = False, settings: str = "") -> None:
         self.paths = Paths.of(folder).ensure()
-        self.paths.config.write_text(CONFIG.format(slots=slots, watchdog=str(watchdog).lower()))
+        self.paths.config.write_text(CONFIG.format(slots=slots, watchdog=str(watchdog).lower()) + settings)
         self._daemon: subprocess.Popen[bytes] | None = None
 
     def __call__(self, *args: str, code: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -64,7 +64,7 @@ class ModelQueue:
     def finish(self, attempt: int, outcome: Outcome, turns: int | None, now: float, delay_s: float) -> Status:
         cell = self.cells[self.open.pop(attempt)]
         if turns is not None and turns > cell.turns:
-            cell.stalled = 0
+            cell.stalled, cell.accept_conditions = 0, False
         elif outcome in _BACK:
             cell.stalled += 1
         if turns is not None:

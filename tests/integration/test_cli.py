@@ -10,9 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from helpers.home import Home
 from helpers.waiting import until
-
 from overnight.cli.main import COMMANDS
 
 
@@ -198,3 +198,50 @@ def test_cancelled_cells_come_back_with_retry(home: Home) -> None:
     assert "1 back in the queue" in home("retry", "night/baseline_script_run1").stdout
     home.start()
     until(lambda: home.statuses() == {"cancelled": 1, "done": 1})
+
+
+def test_json_lists_are_whole_and_tables_say_when_they_are_not(home: Home) -> None:
+    home.submit(runs=600)
+    assert len(home.json("cells")) == 1200
+    assert "more than 1000 rows" in home("cells").stdout
+    assert len(home.json("cells", "--limit", "7")) == 7
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("cells", "--limit", "-5"),
+        ("cells", "--limit", "9" * 40),
+        ("submit", "FILE", "--runs", "0"),
+        ("show", "\udcff"),
+        ("status", "--write-grid-state", "night"),
+        ("tail", "baseline_script_run1"),
+    ],
+)
+def test_no_traceback_whatever_is_there(home: Home, args: tuple[str, ...]) -> None:
+    path = home.grid()
+    home("submit", str(path))
+    home.paths.grid_results("night").write_text("a file where a folder belongs")
+    done = home(*(str(path) if arg == "FILE" else arg for arg in args), code=2)
+    assert done.stderr.strip()
+
+
+def test_tail_of_lines_that_are_no_turns(home: Home) -> None:
+    home.submit()
+    path = home.paths.transcript("night", "baseline_script_run1")
+    path.parent.mkdir(parents=True)
+    path.write_text('[1, 2]\n"text"\n{"kind": "turn"}\n{torn\n')
+    assert home("tail", "baseline_script_run1").stdout.count("cannot be read") == 4
+
+
+def test_closed_and_full_stdout(home: Home) -> None:
+    command = f"{sys.executable} -m overnight --home {home.paths.home} status"
+    closed = subprocess.run(["bash", "-c", f"{command} >&-"], capture_output=True, text=True, check=False)
+    assert (closed.returncode, closed.stderr) == (0, "")
+    full = subprocess.run(["bash", "-c", f"{command} > /dev/full"], capture_output=True, text=True, check=False)
+    assert full.returncode == 2
+    assert full.stderr.strip() == "overnight: No space left on device"
+
+
+def test_a_home_that_supervisord_cannot_spell(tmp_path: Path) -> None:
+    assert "choose another home" in Home(tmp_path / "a%b")("up", code=2).stderr

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
+
 from helpers.home import Home
 from helpers.waiting import until
-
 from overnight.cli.submit import ensure_model
 from overnight.paths import Paths
 

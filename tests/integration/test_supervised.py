@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from helpers.home import Home, environment
 from helpers.waiting import until
-
 from overnight import procfs
 from overnight.dispatch.signals import Handle
 
@@ -71,7 +71,7 @@ def test_run_says_no_when_a_cell_fails(home: Home) -> None:
 
 
 def test_killed_programs_come_back(home: Home) -> None:
-    home.submit(limits={"max_iterations": 60})
+    home.submit(limits={"max_iterations": 400})
     home("up")
     for name in ("daemon", "watchdog"):
         until(lambda: home.statuses().get("running") == 2)
@@ -178,3 +178,37 @@ def test_logs_are_json_lines(home: Home) -> None:
             record = json.loads(line)
             assert list(record)[:3] == ["ts", "level", "event"]
             assert record["ts"].endswith("Z")
+
+
+def test_up_beside_a_daemon_started_by_hand_says_so(home: Home) -> None:
+    by_hand = home.start()
+    until(lambda: home.paths.daemon_state.exists())
+    assert f"pid {by_hand.pid}, not started by this supervisord" in home("up", code=2).stderr
+
+
+def test_two_at_once_start_one(home: Home) -> None:
+    home.submit(limits={"max_iterations": 20})
+    command = [sys.executable, "-m", "overnight", "--home", str(home.paths.home), "up"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=60) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    home.wait_done()
+
+
+def test_a_stopped_supervisord_is_named_and_not_waited_for(home: Home) -> None:
+    home("up")
+    pid = int(home.paths.supervisor_pid.read_text())
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        assert "does not answer" in home("up", code=2).stderr
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_up_and_down_while_it_is_stopping(home: Home) -> None:
+    home("up")
+    command = [sys.executable, "-m", "overnight", "--home", str(home.paths.home)]
+    first = subprocess.Popen([*command, "down"])
+    assert subprocess.run([*command, "down"], check=False).returncode == 0
+    assert first.wait(60) == 0
+    home("up")

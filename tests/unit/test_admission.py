@@ -27,6 +27,8 @@ QUIET = View(slots=2, used=0, pressure="ok", watchdog_required=True, servers={},
         (replace(QUIET, servers={"mine": Load(1)}, used=1), 1, Decision("admit")),
         (replace(QUIET, servers={"other": Load(1)}, used=1), 1, Decision("wait", "warm_servers")),
         (replace(QUIET, servers={"other": Load(0)}), 1, Decision("let_go", "model_change", "other")),
+        (replace(QUIET, servers={"mine": Load(0, leaving=True)}), 1, Decision("wait", "warm_server_leaving")),
+        (replace(QUIET, servers={"other": Load(0, leaving=True)}), 1, Decision("wait", "warm_server_leaving")),
         (replace(QUIET, servers={"other": Load(1)}, used=1, max_servers=2), 1, Decision("admit")),
     ],
 )

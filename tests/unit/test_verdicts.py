@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from overnight.dispatch.verdicts import Ending, Verdict, delay_s, judge
+from overnight.dispatch.verdicts import STALLED_MOST, Ending, Verdict, bounded, delay_s, judge
 
 DONE = {"outcome": "completed", "reason_code": "", "reason": ""}
 
@@ -61,3 +61,12 @@ def test_judge(ending: Ending, outcome: str, code: str) -> None:
 def test_delay(verdict: Verdict, tries_used: int, interrupted: int, seconds: float) -> None:
     found = delay_s(verdict, tries_used=tries_used, interrupted=interrupted, retry_delay_s=5.0, no_space_delay_s=30.0)
     assert found == seconds
+
+
+def test_a_cap_that_is_met_for_ever_becomes_a_failure() -> None:
+    met = Verdict("over_cap", "memory_error", "the cell met its memory cap (MemoryError)")
+    for stalled in range(STALLED_MOST - 1):
+        assert bounded(met, stalled=stalled) == met
+    last = bounded(met, stalled=STALLED_MOST - 1)
+    assert (last.outcome, last.reason_code) == ("failed", "over_cap_repeated")
+    assert bounded(Verdict("lost", "killed"), stalled=99).outcome == "lost"

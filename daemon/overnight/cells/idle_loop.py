@@ -85,12 +85,13 @@ def _resume(
     """Replay what is on disk, or begin. Returns the progress and, where they changed, the conditions to record."""
     began = time.monotonic()
     progress = _Progress()
+    if (last := transcript.last_conditions()) is not None:
+        _same_conditions(last, conditions, accept)
     recorded: dict[str, Any] | None = None
     for record in transcript.records():
         if recorded is None:
             _same_specification(record, spec, transcript.path)
             recorded = record["conditions"]
-            _same_conditions(recorded, conditions, accept)
             continue
         recorded = record.get("conditions", recorded)
         _replay_turn(session, record, check=recorded == conditions)

@@ -161,6 +161,15 @@ class Transcript:
             else:
                 return cls(path, fd)
 
+    def last_conditions(self) -> dict[str, Any] | None:
+        """The conditions under which the last finished turn was made, None without a header. Changes nothing."""
+        found: dict[str, Any] | None = None
+        with os.fdopen(os.dup(self._fd), "rb", buffering=1 << 16) as stream:
+            stream.seek(0)
+            for record in Reader(stream):
+                found = record.get("conditions", found)
+        return found
+
     def records(self) -> Iterator[dict[str, Any]]:
         """Stream the header and the finished turns. A torn last line is cut off and kept beside; a corrupt middle
         raises `TranscriptCorrupt` and touches nothing."""

@@ -9,12 +9,14 @@ from typing import Any
 from overnight.cli import common, text
 from overnight.queue.states import Status
 
+_ROWS = 1000
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("cells", help="one row a cell")
     parser.add_argument("grid", nargs="?", metavar="GRID", help="only this grid")
     parser.add_argument("--status", choices=[str(status) for status in Status], help="only cells with this status")
-    parser.add_argument("--limit", type=int, default=1000, metavar="N", help="at most N rows (default 1000)")
+    parser.add_argument("--limit", type=common.positive, metavar="N", help="at most N rows (default 1000; all as JSON)")
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)
 
@@ -24,11 +26,13 @@ def run(args: argparse.Namespace) -> int:
     with common.open_queue(paths) as queue:
         if args.grid:
             queue.grid(args.grid)
-        rows = list(itertools.islice(common.all_cells(queue, args.grid, args.status), args.limit + 1))
-    shown = rows[: args.limit]
-    if args.json:
-        common.print_json([as_json(row) for row in shown])
-        return 0
+        found = common.all_cells(queue, args.grid, args.status)
+        if args.json:
+            common.print_json_list(as_json(row) for row in itertools.islice(found, args.limit))
+            return 0
+        limit = args.limit or _ROWS
+        rows = list(itertools.islice(found, limit + 1))
+    shown = rows[:limit]
     heads = ("id", "grid", "cell", "status", "turns", "tokens", "attempts", "tries", "ended by", "reason")
     print(
         text.table(
@@ -42,8 +46,8 @@ def run(args: argparse.Namespace) -> int:
             ],
         )
     )  # fmt: skip
-    if len(rows) > args.limit:
-        print(f"... more than {args.limit} rows: use --limit, --status or GRID")
+    if len(rows) > limit:
+        print(f"... more than {limit} rows: use --limit, --status or GRID")
     return 0
 
 

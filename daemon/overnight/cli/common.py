@@ -106,5 +106,21 @@ class Aside:
         return f"{self.moved} old results moved to {self.target}" if self.moved else ""
 
 
+def positive(text: str) -> int:
+    """An argument that counts something. Raises ArgumentTypeError."""
+    if not text.isdecimal() or not 1 <= int(text) < 2**31:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is expected, not {text!r}")
+    return int(text)
+
+
+def print_json_list(values: Iterable[Any]) -> None:
+    """A JSON array, an element at a time: a million rows are never in memory at once."""
+    lead = "["
+    for value in values:
+        print(lead + json.dumps(value, ensure_ascii=False, default=str), end="")
+        lead = ",\n "
+    print("[]" if lead == "[" else "]")
+
+
 def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))

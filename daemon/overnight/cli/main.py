@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from overnight import __version__
 from overnight.cli import (
@@ -51,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Run one command; returns the exit code: 0 fine, 1 the answer is no, 2 bad input (one line, no traceback)."""
+    if sys.stdout is None:
+        # Started with stdout closed: say nothing, but do the work.
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open as long as the process
     args = parser().parse_args(argv)
     try:
         code: int = args.run(args)
@@ -62,6 +66,14 @@ def main(argv: Sequence[str]) -> int:
         # `overnight cells | head`: the reader has what it wanted; the interpreter must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except UnicodeEncodeError as error:
+        print(f"overnight: {ascii(error.object)[:80]}: not valid text; UTF-8 is expected", file=sys.stderr)
+        return UserError.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"overnight: {where}{error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered may be what cannot be written
+        return UserError.exit_code
     except KeyboardInterrupt:
         return 130
     return code

@@ -33,14 +33,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _stop_cells(queue: Queue, grid: str, *, alive: bool) -> None:
     """Cancel the whole grid and wait until nothing of it runs, so that nothing writes where things are moved."""
-    queue.cancel(queue.cell_ids(grid, [Status.PENDING]))
+    running = list(queue.cell_ids(grid, [Status.RUNNING]))
+    if running and not alive:
+        raise UserError(
+            f"{grid}: {len(running)} cells were running when their daemon died; start it with `overnight up` first; "
+            "nothing was changed"
+        )
+    if not running:
+        return
+    queue.cancel(queue.cell_ids(grid, [Status.PENDING]))  # or they would be started while we wait
     deadline = time.monotonic() + _WAIT_S
-    while running := list(common.all_cells(queue, grid, Status.RUNNING)):
-        if not alive:
-            raise UserError(
-                f"{grid}: {len(running)} cells were running when their daemon died; start it with `overnight up` first"
-            )
-        queue.cancel([row.id for row in running])
+    while running:
         if time.monotonic() > deadline:
-            raise UserError(f"{grid}: {running[0].key} is still running after {_WAIT_S:.0f} s; nothing was moved")
+            raise UserError(
+                f"{grid}: {len(running)} cells are still running after {_WAIT_S:.0f} s; nothing was moved, the grid "
+                f"is cancelled: `overnight retry --grid {grid}` takes that back"
+            )
+        queue.cancel(running)
         time.sleep(0.1)
+        running = list(queue.cell_ids(grid, [Status.RUNNING]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -13,6 +14,8 @@ from typing import Any
 from overnight.cli import common
 from overnight.errors import GridError, ModelError
 from overnight.paths import Paths
+
+_PATH = re.compile(r"/|\.gguf$|^\.")
 
 _QUICK_S = 3.0
 """What takes longer than this is worth a word; a refusal comes sooner, and alone."""
@@ -29,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="a grid file (YAML)")
     parser.add_argument("--scaffold", nargs="+", metavar="S", help="only these scaffolds (numbers or names)")
     parser.add_argument("--model", nargs="+", metavar="M", help="only these models")
-    parser.add_argument("--runs", type=_positive, metavar="N", help="N runs instead of the file's")
+    parser.add_argument("--runs", type=common.positive, metavar="N", help="N runs instead of the file's")
     parser.add_argument(
         "--only",
         action="append",
@@ -62,7 +65,8 @@ def submit(paths: Paths, args: argparse.Namespace) -> tuple[str, str]:
     from overnight.grid.loader import load_grid
 
     grid = load_grid(Path(args.file))
-    changes: dict[str, Any] = {}
+    folder = Path(args.file).absolute().parent
+    changes: dict[str, Any] = {"models": [_with_absolute_source(model, folder) for model in grid.models]}
     if args.runs is not None:
         changes["runs"] = args.runs
     if args.engine:
@@ -86,11 +90,13 @@ def submit(paths: Paths, args: argparse.Namespace) -> tuple[str, str]:
     return grid.name, ", ".join(parts)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1 is expected")
-    return number
+def _with_absolute_source(model: Any, folder: Path) -> Any:
+    """A path beside the grid file is written out: warm servers and later days have another working folder.
+
+    What is no such path (a name in the store, a hub id) stays as it is."""
+    if model.engine != "transformers" or not _PATH.search(model.source) or not (folder / model.source).exists():
+        return model
+    return model.model_copy(update={"source": str((folder / model.source).resolve())})
 
 
 def _filters(args: argparse.Namespace) -> dict[str, set[str]]:

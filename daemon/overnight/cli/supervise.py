@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,23 +17,43 @@ from overnight.errors import ConfigError, UserError
 from overnight.paths import Paths
 
 PROGRAMS = ("watchdog", "daemon")
+_ANSWER_S = 5.0
+_STOPPING_S = 60.0
 _SOCKET_PATH_MAX = 100
 """A unix socket's path has room for 107 bytes; supervisord binds a temporary name that is a little longer."""
 
 
+_ODD = "%\"'\\"
+"""What supervisord's configuration expands or quotes."""
+
+
 def rpc(paths: Paths) -> Any:
-    """The `supervisor` namespace of a living supervisord, or None when there is none."""
+    """The `supervisor` namespace of a living supervisord, or None when there is none.
+
+    One that is just stopping is waited for. Raises UserError for one that does not answer."""
     from supervisor.xmlrpc import SupervisorTransport
 
-    if not paths.supervisor_socket.exists():
-        return None
-    transport = SupervisorTransport(None, None, serverurl=f"unix://{paths.supervisor_socket}")
-    server = ServerProxy("http://127.0.0.1", transport=transport)
-    try:
-        server.supervisor.getState()
-    except (OSError, http.client.HTTPException, Fault):
-        return None
-    return server.supervisor
+    deadline = time.monotonic() + _STOPPING_S
+    while paths.supervisor_socket.exists():
+        socket.setdefaulttimeout(_ANSWER_S)  # the transport has no setting of its own for this
+        transport = SupervisorTransport(None, None, serverurl=f"unix://{paths.supervisor_socket}")
+        server = ServerProxy("http://127.0.0.1", transport=transport)
+        try:
+            server.supervisor.getPID()
+        except TimeoutError:
+            raise UserError(
+                f"supervisord does not answer within {_ANSWER_S:.0f} s ({paths.supervisor_socket}); "
+                f"is it stopped? its pid is in {paths.supervisor_pid}"
+            ) from None
+        except (OSError, http.client.HTTPException):
+            return None  # a socket that nobody listens at: supervisord was killed
+        except Fault:
+            if time.monotonic() > deadline:
+                raise UserError(f"supervisord is still stopping after {_STOPPING_S:.0f} s: see {paths.log}") from None
+            time.sleep(0.1)
+            continue
+        return server.supervisor
+    return None
 
 
 def environment() -> dict[str, str]:
@@ -53,6 +74,11 @@ def check(paths: Paths) -> None:
             f"{paths.supervisor_socket}: the path is too long for a unix socket (at most {_SOCKET_PATH_MAX} bytes); "
             "choose a shorter home with --home DIR"
         )
+    if odd := sorted({char for char in str(paths.home) if char in _ODD or not char.isprintable()}):
+        raise ConfigError(
+            f"{paths.home}: supervisord cannot work with {' '.join(map(repr, odd))} in a path; "
+            "choose another home with --home DIR"
+        )
     if not paths.supervisord_conf.is_file():
         raise ConfigError(f"{paths.supervisord_conf} is missing; restore it from the package's etc/supervisord.conf")
 
@@ -68,9 +94,16 @@ def start(paths: Paths) -> None:
         check=False,
         start_new_session=True,  # a Ctrl-C that detaches `overnight run` is not for supervisord
     )
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
-        raise UserError(f"supervisord did not start: {said[-1]} (see {paths.log / 'supervisord.log'})")
+    if done.returncode == 0:
+        return
+    deadline = time.monotonic() + _ANSWER_S
+    while time.monotonic() < deadline:
+        if rpc(paths) is not None:
+            return  # somebody else started it at the same moment
+        time.sleep(0.1)
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    said = next((line for line in lines if line.startswith("Error:")), lines[-1] if lines else "it said nothing")
+    raise UserError(f"supervisord did not start: {said.removeprefix('Error: ')} (see {paths.log / 'supervisord.log'})")
 
 
 def start_programs(supervisor: Any) -> list[str]:
@@ -82,6 +115,8 @@ def start_programs(supervisor: Any) -> list[str]:
                 supervisor.startProcess(info["name"], False)
                 started.append(info["name"])
             except Fault as fault:
+                if "ALREADY_STARTED" in fault.faultString:
+                    continue  # somebody else did, at the same moment
                 raise UserError(f"supervisord cannot start {info['name']}: {fault.faultString}") from None
     return started
 
@@ -90,6 +125,14 @@ def all_running(supervisor: Any) -> bool | None:
     """True once supervisord counts all our programs as running, else None."""
     states = {info["name"]: info["statename"] for info in supervisor.getAllProcessInfo()}
     return all(states.get(name) == "RUNNING" for name in PROGRAMS) or None
+
+
+def recorded_pid(paths: Paths) -> int | None:
+    """What supervisord wrote into its pid file."""
+    try:
+        return int(paths.supervisor_pid.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def wait_gone(paths: Paths, pid: int | None, timeout_s: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from typing import Any
 
@@ -18,7 +19,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser("tail", help="the conversation, turn by turn")
     parser.add_argument("cell", metavar="CELL", help="KEY, GRID/KEY or '#ID'")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the cell has ended")
-    parser.add_argument("-n", "--turns", type=int, metavar="N", help="begin with the last N turns")
+    parser.add_argument("-n", "--turns", type=common.positive, metavar="N", help="begin with the last N turns")
     parser.add_argument("--grid", metavar="G", help="where to look for CELL")
     parser.set_defaults(run=run)
 
@@ -69,26 +70,28 @@ def _skip(stream: Any, turns: int) -> None:
         at = stream.tell()
         if not stream.readline().endswith(b"\n"):
             break
-        offsets = [*offsets, at][-max(turns, 0) :] if turns > 0 else []
+        offsets = [*offsets, at][-turns:]
     stream.seek(offsets[0] if offsets else at)
 
 
 def _print(line: bytes, head: str | None) -> str | None:
     """Print one turn. Lines are checked as far as the chain is known; `verify` is for more."""
-    import json
-
     opened = unseal(line, head) if head is not None else None
     try:
         record = opened[0] if opened else json.loads(line)
-    except ValueError:
+        words = _header(record) if record.get("kind") == "header" else _turn(record)
+    except (ValueError, KeyError, TypeError, AttributeError):
         print("(a line that cannot be read: see `overnight verify`)")
         return None
-    if record.get("kind") == "header":
-        spec = record["spec"]
-        print(f"== {spec['key']}: {spec['engine']} {spec['model']['name']}, seed {spec['seed']}")
-        print(text.harmless(spec["system"]))
-        return str(record.get("h", ""))
-    print(f"\n-- turn {record['turn']}: {text.harmless(record['message'])}")
+    print(text.harmless(words), flush=True)
+    return opened[1] if opened else str(record.get("h", ""))
+
+
+def _header(record: dict[str, Any]) -> str:
+    spec = record["spec"]
+    return f"== {spec['key']}: {spec['engine']} {spec['model']['name']}, seed {spec['seed']}\n{spec['system']}"
+
+
+def _turn(record: dict[str, Any]) -> str:
     cut = " [cut at the token limit]" if record["stop"] == "length" else ""
-    print(text.harmless(record["reply"]) + cut, flush=True)
-    return str(record.get("h")) if opened is None else opened[1]
+    return f"\n-- turn {record['turn']}: {record['message']}\n{record['reply']}{cut}"

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import os
 import time
 from typing import Any
+from xmlrpc.client import Fault
+
+import psutil
 
 from overnight.cli import common, supervise
 from overnight.config import load_config
@@ -37,6 +41,15 @@ def run(args: argparse.Namespace) -> int:
 def ensure(paths: Paths) -> list[str]:
     """Have supervisord, daemon and watchdog running; says what was done. Raises UserError."""
     _check(paths)
+    try:
+        return _ensure(paths)
+    except (Fault, http.client.HTTPException, ConnectionError):
+        raise UserError(
+            "supervisord stopped meanwhile; if nobody stopped it on purpose: `overnight up` again"
+        ) from None
+
+
+def _ensure(paths: Paths) -> list[str]:
     said = []
     supervisor = supervise.rpc(paths)
     if supervisor is None:
@@ -45,9 +58,8 @@ def ensure(paths: Paths) -> list[str]:
         said.append(f"supervisord started (pid {supervisor.getPID()})")
     for name in supervise.start_programs(supervisor):
         said.append(f"{name} started")
-    state = _wait_for(lambda: _fresh(paths), paths, "the daemon does not come up")
-    _wait_for(lambda: supervise.all_running(supervisor), paths, "the daemon or the watchdog does not stay up")
-    return said or [f"already up (supervisord pid {supervisor.getPID()}, daemon pid {state['pid']})"]
+    daemon = _wait_for(lambda: _daemon(paths, supervisor), paths, "the daemon does not come up")
+    return said or [f"already up (supervisord pid {supervisor.getPID()}, daemon pid {daemon})"]
 
 
 def _check(paths: Paths) -> None:
@@ -56,9 +68,23 @@ def _check(paths: Paths) -> None:
     common.open_queue(paths).close()
 
 
-def _fresh(paths: Paths) -> dict[str, Any] | None:
+def _daemon(paths: Paths, supervisor: Any) -> int | None:
+    """Pid of supervisord's daemon once it works and supervisord counts all our programs as running.
+
+    Raises UserError when another daemon holds the lock, since supervisord's own will never get it."""
     state = common.daemon_state(paths)
-    return state if state is not None and state["age_s"] < 5.0 and not state["stopping"] else None
+    if state is None or state["age_s"] > 5.0 or state["stopping"]:
+        return None
+    pids = {info["name"]: info["pid"] for info in supervisor.getAllProcessInfo() if info["statename"] == "RUNNING"}
+    if pids.get("daemon") == state["pid"]:
+        return int(state["pid"]) if supervise.all_running(supervisor) else None
+    parent = psutil.Process(state["pid"]).ppid() if psutil.pid_exists(state["pid"]) else supervisor.getPID()
+    if parent != supervisor.getPID():
+        raise UserError(
+            f"another daemon runs on {paths.home}: pid {state['pid']}, not started by this supervisord; "
+            f"stop it (kill {state['pid']}), then `overnight up` again"
+        )
+    return None
 
 
 def _wait_for(look: Any, paths: Paths, complaint: str) -> Any:

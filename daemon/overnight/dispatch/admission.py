@@ -9,9 +9,11 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Load:
-    """What one warm server is doing. `cells`: attempts that run in it or wait for its model."""
+    """What one warm server is doing. `cells`: attempts that run in it or wait for its model. leaving: it is asked or
+    forced to end, and takes no more cells; until it is gone its memory is not free."""
 
     cells: int
+    leaving: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,12 @@ def decide(view: View, *, warm_key: str, threads: int) -> Decision:
     # A cell with more threads than the machine has slots runs alone rather than never.
     if view.used and view.used + threads > view.slots:
         return Decision("wait", "slots")
-    if warm_key not in view.servers and len(view.servers) >= view.max_servers:
+    mine = view.servers.get(warm_key)
+    if mine is not None and mine.leaving:
+        return Decision("wait", "warm_server_leaving")
+    if mine is None and len(view.servers) >= view.max_servers:
+        if any(load.leaving for load in view.servers.values()):
+            return Decision("wait", "warm_server_leaving")
         idle = [key for key, load in view.servers.items() if load.cells == 0]
         return Decision("let_go", "model_change", idle[0]) if idle else Decision("wait", "warm_servers")
     return Decision("admit")

@@ -16,7 +16,11 @@ from overnight.warm.protocol import Message
 
 @dataclass
 class Attempt:
-    """phase: loading (its warm server is), forking, replaying, running."""
+    """phase: loading (its warm server is), forking, replaying, running.
+
+    turn: turns on disk. replayed: how many of them were fed to the model again so far. noted: the queue knows its
+    process. dead_s: since when its process is seen to be dead without a word of its warm server.
+    """
 
     claimed: Claimed
     server: WarmServer
@@ -24,8 +28,9 @@ class Attempt:
     handle: Handle | None = None
     started_s: float = field(default_factory=time.monotonic)
     forked_s: float | None = None
-    turn: int = 0
-    output_tokens: int = 0
+    turn: int = field(init=False)
+    output_tokens: int = field(init=False)
+    replayed: int = 0
     last_turn_s: float | None = None
     replay_s: float | None = None
     intent: str = ""
@@ -35,6 +40,13 @@ class Attempt:
     max_rss_bytes: int | None = None
     over: bool = False
     registered_s: float = 0.0
+    noted: bool = True
+    dead_s: float | None = None
+    asked_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        # What the queue knows to be on disk, until the cell itself says what it found there.
+        self.turn, self.output_tokens = self.claimed.cell.turns, self.claimed.cell.output_tokens
 
     @property
     def id(self) -> int:
@@ -60,6 +72,14 @@ class Attempt:
     def names(self) -> dict[str, Any]:
         """What every log line about this attempt says."""
         return {"grid": self.grid, "cell": self.key, "attempt": self.claimed.attempt_number}
+
+    def stuck(self, now_s: float, grace_s: float) -> bool:
+        """Its process is dead, or was never reported, and the warm server does not say so: that one hangs."""
+        if self.handle is not None:
+            if self.dead_s is None and self.handle.ended():
+                self.dead_s = now_s
+            return self.dead_s is not None and now_s - self.dead_s > grace_s
+        return self.phase == "forking" and now_s - self.asked_s > 6 * grace_s
 
     def overdue(self, now_s: float) -> bool:
         limit = self.timeout_s
@@ -106,6 +126,7 @@ class Attempt:
             "phase": self.phase,
             "pid": None if self.handle is None else self.handle.pid,
             "turn": self.turn,
+            "replayed": self.replayed,
             "output_tokens": self.output_tokens,
             "seconds": round(time.monotonic() - self.started_s, 1),
         }

@@ -6,13 +6,14 @@ import selectors
 import time
 from typing import Any
 
+from overnight import durable
 from overnight.config import Config
 from overnight.dispatch.attempt import Attempt
 from overnight.dispatch.pool import Pool
 from overnight.dispatch.registry import Registry
 from overnight.dispatch.signals import Handle
 from overnight.paths import Paths
-from overnight.queue.store import Claimed, Queue, QueueUnavailable
+from overnight.queue.store import Claimed, Queue, QueueUnavailable, StaleAttempt
 from overnight.warm.client import WarmServer
 from overnight.warm.protocol import Closed, Message
 
@@ -40,29 +41,44 @@ class Crew:
         self.attempts[attempt.id] = attempt
         server.attempts.add(attempt.id)
         if server.state == "ready":
-            try:
-                self._fork(attempt)
-            except Closed:
-                pass  # `receive` or `reap` sees that it is gone
+            self._fork(attempt)
 
     # -- receive ----------------------------------------------------------------------------------------------
 
     def receive(self) -> None:
         for server in self.pool:
+            if not server.deaf and not self._drain(server):
+                self._deafen(server)
+
+    def _drain(self, server: WarmServer) -> bool:
+        """Hear everything that is in the socket; False when its other end is closed."""
+        while True:
             try:
-                while (message := server.channel.receive(wait=False)) is not None:
-                    self._heard(server, message)
+                message = server.channel.receive(wait=False)
             except Closed:
-                self._server_gone(server)
+                return False
+            if message is None:
+                return True
+            self._heard(server, message)
+
+    def _deafen(self, server: WarmServer) -> None:
+        """A closed channel: the server is dying, or has lost its mind. Its exit is waited for by its pidfd."""
+        server.deaf = True
+        self._selector.unregister(server.channel)
+        if server.handle is not None:
+            self._selector.register(server.handle, selectors.EVENT_READ)
+        server.kill()
 
     def _heard(self, server: WarmServer, message: Message) -> None:
         kind = message["kind"]
         if kind == "loaded":
             self.pool.loaded(server, message)
             for attempt in self._of(server):
-                self._fork(attempt)
+                if not attempt.over:
+                    self._fork(attempt)
             return
         if kind == "refused":
+            server.refuse()
             self.log.error("warm_refused", model=server.describe(), error=message["error"])
             code = "model_" + message["code"] if message["code"] != "model" else "model"
             outcome = "over_cap" if message["code"] == "memory" else "failed"
@@ -72,6 +88,9 @@ class Crew:
         meant = self.attempts.get(message["attempt"])
         if meant is not None:
             self._heard_of(meant, message)
+        elif kind == "forked" and (nobody := Handle.open(message["pid"], message["start_ticks"])):
+            nobody.kill()  # its attempt was cancelled meanwhile: it would wait at its gate for ever
+            nobody.close()
 
     def _heard_of(self, attempt: Attempt, message: Message) -> None:
         match message["kind"]:
@@ -93,7 +112,7 @@ class Crew:
                     load_s=load_s,
                 )
             case "replaying":
-                attempt.phase, attempt.turn = "replaying", message["turn"]
+                attempt.phase, attempt.replayed = "replaying", message["turn"]
             case "turn":
                 attempt.turn, attempt.output_tokens = message["turn"], message["output_tokens"]
                 attempt.last_turn_s = time.monotonic()
@@ -115,7 +134,7 @@ class Crew:
         attempt.over = True
 
     def _fork(self, attempt: Attempt) -> None:
-        attempt.phase = "forking"
+        attempt.phase, attempt.asked_s = "forking", time.monotonic()
         attempt.server.fork(
             attempt.id,
             attempt.claimed.spec,
@@ -135,15 +154,12 @@ class Crew:
             return
         try:
             self.registry.put(attempt.registration())
-            self.queue.started(attempt.id, pid=attempt.handle.pid, start_ticks=attempt.handle.start_ticks)
-        except (OSError, QueueUnavailable) as error:
-            attempt.report = {
-                "outcome": "yielded",
-                "reason_code": "no_space",
-                "reason": f"its registration could not be written: {error}",
-            }
+        except OSError as error:
+            failed = durable.as_cell_error(error, "writing its registration")
+            attempt.report = {"outcome": failed.outcome, "reason_code": failed.reason_code, "reason": str(failed)}
             attempt.handle.kill()
             return
+        attempt.noted = False  # `note` tells the queue; a locked or full queue is no reason to keep a cell waiting
         attempt.phase = "replaying"
         attempt.server.let_go(attempt.id)
         self.log.info("cell_started", **attempt.names(), pid=attempt.handle.pid)
@@ -153,12 +169,8 @@ class Crew:
     def reap(self) -> None:
         for server in self.pool:
             if server.exit_status() is not None:
-                # Whatever its children said before is still in the socket.
-                try:
-                    while (message := server.channel.receive(wait=False)) is not None:
-                        self._heard(server, message)
-                except Closed:
-                    pass
+                if not server.deaf and self._drain(server):
+                    continue  # more may come: a child that outlives its parent for a moment holds the socket open
                 self._server_gone(server)
         for attempt in list(self.attempts.values()):
             if attempt.server.state == "gone" and not attempt.over:
@@ -167,11 +179,10 @@ class Crew:
                 self._part(attempt)
 
     def _server_gone(self, server: WarmServer) -> None:
-        """A closed channel or an exit: the server is no more, and its cells die with it."""
-        server.kill()
-        if not server.wait(5.0):
-            self.log.error("leftover_stays", pid=server.pid)
-        self._selector.unregister(server.channel)
+        """Its process has ended, and its cells die with it."""
+        watched = server.handle if server.deaf else server.channel
+        if watched is not None:
+            self._selector.unregister(watched)
         deaths = self.pool.gone(server)
         for attempt in self._of(server):
             if attempt.handle is not None:
@@ -195,17 +206,46 @@ class Crew:
     # -- enforce ----------------------------------------------------------------------------------------------
 
     def enforce(self) -> None:
-        """Time limits of attempts and of loading; SIGKILL for whoever outlived the grace of a SIGTERM."""
-        now = time.monotonic()
+        """Time limits of attempts and of loading; SIGKILL for whoever outlived the grace of a SIGTERM, and for a warm
+        server that hangs: one that is stopped neither forks nor tells of its children's ends."""
+        now, grace_s = time.monotonic(), self.config.daemon.stop_grace_s
         for attempt in self.attempts.values():
             if attempt.overdue(now):
                 attempt.ask("timed_out", now)
-            if attempt.intent and attempt.handle and now - attempt.intent_s > self.config.daemon.stop_grace_s:
+            if attempt.intent and attempt.handle and now - attempt.intent_s > grace_s:
                 attempt.handle.kill()
+            if attempt.stuck(now, grace_s) and attempt.server.state != "gone":
+                self._hangs(attempt.server)
         for server in self.pool:
             if server.state == "loading" and now - server.started > self.config.warm.load_timeout_s:
                 self.log.error("warm_load_timeout", model=server.describe(), pid=server.pid)
                 server.kill()
+            if server.state == "leaving" and now - server.leaving_since > grace_s:
+                server.kill()
+
+    def _hangs(self, server: WarmServer) -> None:
+        if server.state != "leaving":
+            self.log.error("warm_hangs", model=server.describe(), pid=server.pid)
+        server.kill()
+
+    def note(self) -> None:
+        """Tell the queue which processes run its cells: bookkeeping, tried again until it succeeds."""
+        for attempt in self.attempts.values():
+            try:
+                self.note_one(attempt)
+            except QueueUnavailable:
+                return
+            except StaleAttempt as error:
+                self.log.error("attempt_stale", **attempt.names(), error=str(error))
+                attempt.noted = True
+                if attempt.handle is not None:
+                    attempt.handle.kill()
+
+    def note_one(self, attempt: Attempt) -> None:
+        """Raises QueueUnavailable or StaleAttempt."""
+        if not attempt.noted and attempt.handle is not None:
+            self.queue.started(attempt.id, pid=attempt.handle.pid, start_ticks=attempt.handle.start_ticks)
+            attempt.noted = True
 
     # -- stop -------------------------------------------------------------------------------------------------
 
@@ -214,11 +254,12 @@ class Crew:
         for attempt in self.attempts.values():
             attempt.ask(intent, now)
 
-    def dismiss(self) -> None:
+    def dismiss(self, grace_s: float = 5.0) -> None:
         """End every warm server, and with them whatever cell is still there."""
         for server in self.pool:
-            self._server_gone(server)
-        deadline = time.monotonic() + 5.0
-        while self.attempts and time.monotonic() < deadline:
+            server.kill()
+        deadline = time.monotonic() + grace_s
+        while (len(self.pool) or self.attempts) and time.monotonic() < deadline:
             self._selector.select(0.05)
+            self.receive()
             self.reap()

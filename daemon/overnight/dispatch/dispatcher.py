@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import os
 import selectors
-import signal
-import socket
 import time
 from typing import Any
 
@@ -30,6 +28,7 @@ from overnight.dispatch.attempt import Attempt
 from overnight.dispatch.crew import Crew
 from overnight.dispatch.grid_state import GridStates
 from overnight.dispatch.recover import recover
+from overnight.dispatch.stopping import StopSignal
 from overnight.paths import Paths
 from overnight.queue.states import Outcome
 from overnight.queue.store import Claimed, Queue, QueueUnavailable, StaleAttempt
@@ -41,11 +40,11 @@ _NEWS = ("pressure", "watchdog")
 class Dispatcher:
     """One per `var/`, under the daemon's lock."""
 
-    def __init__(self, paths: Paths, config: Config, queue: Queue, log: Any) -> None:
+    def __init__(self, paths: Paths, config: Config, queue: Queue, log: Any, stop: StopSignal) -> None:
         self.paths, self.config, self.queue, self.log = paths, config, queue, log
         self.states = GridStates(paths, queue, log)
         self.holding = ""
-        self.stopping = False
+        self._stop = stop
         self._delay_until_s = 0.0
         self._sequence = 0
         self._published_s = 0.0
@@ -53,19 +52,15 @@ class Dispatcher:
         self._look = True
         self._unstarted: list[tuple[Claimed, str]] = []
         self._selector = selectors.DefaultSelector()
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
-        self._selector.register(self._wake_read, selectors.EVENT_READ)
+        self._selector.register(stop, selectors.EVENT_READ)
         self.crew = Crew(paths, config, queue, self._selector, log)
 
     def run(self) -> None:
-        """Work until SIGTERM or SIGINT, then stop in good order."""
-        self._listen()
+        """Work until a stop is requested, then stop in good order. Raises QueueUnavailable at the start only."""
         recover(self.queue, self.crew.registry, self.log)
         for grid in self.queue.grids():
             self.states.touch(grid.name)
-        while not self.stopping:
+        while not self._stop.requested:
             self.step()
             self.wait()
         self.stop()
@@ -82,20 +77,10 @@ class Dispatcher:
 
     # -- wait -------------------------------------------------------------------------------------------------
 
-    def _listen(self) -> None:
-        """SIGTERM and SIGINT set a flag and wake the loop; nothing else happens inside a handler."""
-
-        def stop(_number: int, _frame: Any) -> None:
-            self.stopping = True
-
-        signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-
     def wait(self, timeout_s: float = TICK_S) -> None:
-        for key, _ in self._selector.select(0 if self.stopping else timeout_s):
-            if key.fileobj is self._wake_read:
-                self._wake_read.recv(4096)
+        for key, _ in self._selector.select(0 if self._stop.requested else timeout_s):
+            if key.fileobj is self._stop:
+                self._stop.drain()
 
     # -- heed ------------------------------------------------------------------------------------------------
 
@@ -133,15 +118,16 @@ class Dispatcher:
                 self.crew.ended.pop(0)
                 self.states.touch(attempt.grid)
                 self._delay_until_s = time.monotonic() + self.config.daemon.delay_s
+            self.crew.note()
             self._full = False
         except QueueUnavailable as error:
             self._unavailable(error)
 
     def _finish(self, attempt: Attempt) -> None:
-        verdict = verdicts.judge(attempt.ending())
         cell = attempt.claimed.cell
+        verdict = verdicts.bounded(verdicts.judge(attempt.ending()), stalled=cell.stalled)
         report = attempt.report or {}
-        turns = report.get("turns", attempt.turn or cell.turns)
+        turns = report.get("turns", attempt.turn)
         progressed = turns > cell.turns
         delay_s = verdicts.delay_s(
             verdict,
@@ -151,6 +137,7 @@ class Dispatcher:
             no_space_delay_s=self.config.daemon.no_space_delay_s,
         )
         try:
+            self.crew.note_one(attempt)
             status = self.queue.finish(
                 attempt.id,
                 Outcome(verdict.outcome),
@@ -158,7 +145,7 @@ class Dispatcher:
                 reason=verdict.reason,
                 evidence=verdict.evidence,
                 turns=turns,
-                output_tokens=report.get("output_tokens", attempt.output_tokens or cell.output_tokens),
+                output_tokens=report.get("output_tokens", attempt.output_tokens),
                 end_reason=report.get("end_reason"),
                 transcript_sha256=report.get("transcript_sha256"),
                 delay_s=delay_s,
@@ -198,7 +185,7 @@ class Dispatcher:
 
     def _admit_one(self) -> bool:
         """Start the cell at the head of the queue, if it may; True when another one may be asked for."""
-        if self.crew.ended or self._unstarted or self.stopping:
+        if self.crew.ended or self._unstarted or self._stop.requested:
             return False  # first the queue must know what ended
         ready = self.queue.next_ready()
         if ready is None:
@@ -258,7 +245,7 @@ class Dispatcher:
     def publish(self) -> None:
         """Heartbeat, registrations and grid_state.json; at most once a second, and never a reason to fail."""
         now = time.monotonic()
-        if now - self._published_s < TICK_S and not self.stopping:
+        if now - self._published_s < TICK_S and not self._stop.requested:
             return
         self._published_s = now
         self._sequence += 1
@@ -269,7 +256,7 @@ class Dispatcher:
             "start_ticks": procfs.start_ticks(os.getpid()),
             "sequence": self._sequence,
             "monotonic_s": now,
-            "stopping": self.stopping,
+            "stopping": self._stop.requested,
             "holding": self.holding,
             "slots": self._slots(),
             "warm": self.crew.pool.summary(),
@@ -288,7 +275,7 @@ class Dispatcher:
             attempt.claimed.cell.id: (attempt.turn, attempt.output_tokens) for attempt in self.crew.attempts.values()
         }
         try:
-            self.states.write(live, at_once=self.stopping)
+            self.states.write(live, at_once=self._stop.requested)
         except QueueUnavailable as error:
             self._unavailable(error)
 
@@ -300,7 +287,9 @@ class Dispatcher:
         self.crew.ask_all("yielded")
         deadline = time.monotonic() + 2 * self.config.daemon.stop_grace_s
         while self.crew.attempts and time.monotonic() < deadline:
-            self._selector.select(0.05)
+            for key, _ in self._selector.select(0.05):
+                if key.fileobj is self._stop:
+                    self._stop.drain()
             self.crew.receive()
             self.crew.reap()
             self.crew.enforce()

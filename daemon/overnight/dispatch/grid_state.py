@@ -26,27 +26,28 @@ class GridStates:
     def __init__(self, paths: Paths, queue: Queue, log: Any) -> None:
         self._paths, self._queue, self._log = paths, queue, log
         self._dirty: set[str] = set()
-        self._written: dict[str, float] = {}
+        self._next_s: dict[str, float] = {}
 
     def touch(self, grid: str) -> None:
         self._dirty.add(grid)
 
     def write(self, live: Mapping[int, tuple[int, int]], *, at_once: bool = False) -> None:
         """live: cell id -> (turns, output tokens) of running cells, which the queue learns only at their end."""
-        now = time.monotonic()
         for name in sorted(self._dirty):
-            if not at_once and now - self._written.get(name, -_EVERY_S) < _EVERY_S:
+            began = time.monotonic()
+            if not at_once and began < self._next_s.get(name, 0.0):
                 continue
-            self._dirty.discard(name)
-            self._written[name] = now
             grid = self._queue.grid(name)
-            if sum(grid.counts.values()) > LARGEST_GRID:
-                continue
-            try:
-                write_grid_state(self._paths, self._queue, grid, live)
-            except OSError as error:
-                self._dirty.add(name)
-                self._log.warning("grid_state_failed", grid=name, error=error.strerror)
+            if sum(grid.counts.values()) <= LARGEST_GRID:
+                try:
+                    write_grid_state(self._paths, self._queue, grid, live)
+                except OSError as error:
+                    self._log.warning("grid_state_failed", grid=name, error=error.strerror)
+                    self._next_s[name] = began + _EVERY_S
+                    continue
+            self._dirty.discard(name)
+            # A large grid takes its time: never more than a fiftieth of the dispatcher's.
+            self._next_s[name] = began + max(_EVERY_S, 50 * (time.monotonic() - began))
 
 
 def write_grid_state(paths: Paths, queue: Queue, grid: GridRow, live: Mapping[int, tuple[int, int]]) -> None:
@@ -97,7 +98,7 @@ def _cell(
     paths: Paths, row: CellRow, scaffold_id: int | None, live: tuple[int, int] | None
 ) -> tuple[str, dict[str, Any]]:
     """Key and value. The older harness named cells `1_8b_think_2`; with further axes only our own key is unique."""
-    turns, tokens = live if live is not None else (row.turns, row.output_tokens)
+    turns, tokens = max((row.turns, row.output_tokens), live or (0, 0))
     cell = {
         "scaffold_id": scaffold_id,
         "scaffold_name": row.coords.get("scaffold"),

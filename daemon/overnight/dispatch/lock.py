@@ -16,7 +16,7 @@ from overnight.errors import UserError
 class DaemonLock:
     """A context. The kernel releases the lock with the process, however it ends; nobody inherits it."""
 
-    def __init__(self, path: Path, *, wait_s: float = 2.0) -> None:
+    def __init__(self, path: Path, *, wait_s: float = 0.5) -> None:
         self._path = path
         self._wait_s = wait_s
         self._fd = -1

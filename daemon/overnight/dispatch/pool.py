@@ -27,11 +27,15 @@ class Pool:
         return len(self._servers)
 
     def loads(self) -> dict[str, Load]:
-        return {key: Load(len(server.attempts)) for key, server in self._servers.items()}
+        return {key: Load(len(s.attempts), s.state == "leaving") for key, s in self._servers.items()}
 
     def obtain(self, key: str, warm: dict[str, Any]) -> tuple[WarmServer, bool]:
-        """The server of a model and whether it was started just now. Raises OSError when it cannot be."""
-        if (server := self._servers.get(key)) is not None and server.state in ("loading", "ready"):
+        """The server of a model and whether it was started just now. Raises OSError when it cannot be.
+
+        A leaving server is never replaced before it is gone: its cells and its channel would be forgotten."""
+        if (server := self._servers.get(key)) is not None:
+            if server.state == "leaving":
+                raise OSError("the model's warm server is just leaving")
             return server, False
         server = WarmServer(key, warm, self._store, self._stderr)
         self._servers[key] = server
@@ -65,9 +69,9 @@ class Pool:
         )
 
     def gone(self, server: WarmServer) -> int:
-        """A server's process is over. Returns how many times running its model died while it was loading."""
+        """A server's process is over. Returns how many times in a row its model's server died while it loaded."""
         deaths = self._load_deaths.get(server.key, 0)
-        if server.load_s is None:
+        if server.load_s is None and not server.refused:
             deaths = self._load_deaths[server.key] = deaths + 1
         status = server.exit_status()
         self._log.info("warm_gone", model=server.describe(), pid=server.pid, exit_status=status)

@@ -62,6 +62,20 @@ def judge(end: Ending) -> Verdict:
     return Verdict("failed", "exit_status", f"the cell's process left with exit status {code} and no result", evidence)
 
 
+STALLED_MOST = 5
+"""A cell that met its cap so often in a row without finishing a turn will not finish it the next time either."""
+
+
+def bounded(verdict: Verdict, *, stalled: int) -> Verdict:
+    """`over_cap` uses no try, so it must not go on for ever: at the same turn again and again it is a failure.
+
+    stalled: interrupted attempts in a row, before this one, that finished no turn."""
+    if verdict.outcome != "over_cap" or stalled + 1 < STALLED_MOST:
+        return verdict
+    sentence = f"{verdict.reason}; {stalled + 1} attempts in a row did not finish a turn"
+    return Verdict("failed", "over_cap_repeated", sentence, verdict.evidence)
+
+
 def _evidence(end: Ending) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if end.status is not None:

@@ -46,7 +46,7 @@ def compile_template(source: str) -> jinja2.Template:
     """Compile a model's chat template as transformers does, in a sandbox: it comes with the model, from anywhere.
 
     It is rendered here and not by `apply_chat_template`, since that gives templates today's date through
-    `strftime_now`, and (from 5.20 on) takes no function in its place. Raises ModelError.
+    `strftime_now`, and takes no function in its place (seen in transformers 5.23). Raises ModelError.
     """
     import jinja2
     from jinja2.ext import Extension, loopcontrols

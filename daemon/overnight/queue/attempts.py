@@ -239,6 +239,8 @@ def _finish(
             "output_tokens": before.output_tokens if tokens is None else tokens,
             "run_ms": round(before.run_s * 1000) + max(0, round(taken_s * 1000)),
             "cancel_requested": 0,
+            # A new turn has recorded the conditions that were accepted; the next change is asked about again.
+            "accept_conditions": int(before.accept_conditions and not _progressed(before, turns)),
             "reason_code": values.get("reason_code", ""),
             "reason": values.get("reason", ""),
             "end_reason": values.get("end_reason"),
@@ -262,9 +264,11 @@ def _end_attempt(
 
 def _stalled(before: CellRow, outcome: Outcome, turns: int | None) -> int:
     """Interrupted attempts in a row without a new turn. A failed one neither counts nor ends the row."""
-    if turns is not None and turns > before.turns:
-        return 0
-    return before.stalled + (outcome in INTERRUPTED)
+    return 0 if _progressed(before, turns) else before.stalled + (outcome in INTERRUPTED)
+
+
+def _progressed(before: CellRow, turns: int | None) -> bool:
+    return turns is not None and turns > before.turns
 
 
 def _tries(db: sqlite3.Connection, grid_id: int) -> int:

@@ -42,29 +42,47 @@ class WarmServer:
         theirs.close()
         self.pid = self._process.pid
         self.handle = signals.Handle.open(self.pid)
-        self.channel.send("load", warm=warm, store=str(store))
+        self.refused = False
+        self.deaf = False
+        self.leaving_since = 0.0
+        try:
+            self.channel.send("load", warm=warm, store=str(store))
+        except protocol.Closed:
+            pass  # it died at once: the dispatcher sees its exit
 
     def fork(self, attempt: int, spec: dict[str, Any], folder: Path, *, accept_conditions: bool) -> None:
-        """Ask for a child; `forked` or `fork_failed` will answer. Raises protocol.Closed."""
-        self.channel.send("fork", attempt=attempt, spec=spec, folder=str(folder), accept_conditions=accept_conditions)
+        """Ask for a child; `forked` or `fork_failed` will answer, unless the server dies, which shows by its exit."""
+        self._tell("fork", attempt=attempt, spec=spec, folder=str(folder), accept_conditions=accept_conditions)
 
     def let_go(self, attempt: int) -> None:
-        """The attempt's registration is on disk. Raises protocol.Closed."""
-        self.channel.send("go", attempt=attempt)
+        """The attempt's registration is on disk."""
+        self._tell("go", attempt=attempt)
 
-    def leave(self) -> None:
-        """Ask it to end. Only for a server without cells: it does not wait for any."""
-        self.state = "leaving"
+    def _tell(self, kind: str, **fields: Any) -> None:
         try:
-            self.channel.send("stop")
+            self.channel.send(kind, **fields)
         except protocol.Closed:
             pass
 
+    def leave(self) -> None:
+        """Ask it to end. Only for a server without cells: it does not wait for any."""
+        self._leaving()
+        self._tell("stop")
+
     def kill(self) -> None:
         """SIGKILL; its children die with it."""
-        self.state = "leaving"
+        self._leaving()
         if self.handle is not None:
             self.handle.kill()
+
+    def refuse(self) -> None:
+        """It said that it cannot load, and ends by itself."""
+        self.refused = True
+        self._leaving()
+
+    def _leaving(self) -> None:
+        if self.state != "leaving":
+            self.state, self.leaving_since = "leaving", time.monotonic()
 
     def exit_status(self) -> int | None:
         """None while it runs, else the exit code, or minus the signal."""

@@ -45,7 +45,7 @@ def ensure(paths: Paths) -> list[str]:
         return _ensure(paths)
     except (Fault, http.client.HTTPException, ConnectionError):
         raise UserError(
-            "supervisord stopped meanwhile; if nobody stopped it on purpose: `overnight up` again"
+            "supervisord stopped meanwhile; was that not on purpose: `overnight up` again"
         ) from None
 
 

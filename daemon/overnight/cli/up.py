@@ -44,9 +44,7 @@ def ensure(paths: Paths) -> list[str]:
     try:
         return _ensure(paths)
     except (Fault, http.client.HTTPException, ConnectionError):
-        raise UserError(
-            "supervisord stopped meanwhile; was that not on purpose: `overnight up` again"
-        ) from None
+        raise UserError("supervisord stopped meanwhile; was that not on purpose: `overnight up` again") from None
 
 
 def _ensure(paths: Paths) -> list[str]:

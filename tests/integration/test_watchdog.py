@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from helpers.waiting import until
@@ -314,6 +315,10 @@ def test_a_disk_that_was_full_from_the_start(small_disk: Path) -> None:
     ballast = fill(small_disk)
     with running(small_disk) as process:
         eventually((small_disk / "var" / "run" / "watchdog.lock").exists, "the lock")
+        # Its first line is lost before it goes to sleep for the first time; only then is there room again.
+        eventually((small_disk / "var" / "log" / "watchdog.jsonl").exists, "the log's name")
+        slept = psutil.Process(process.pid).num_ctx_switches().voluntary
+        eventually(lambda: psutil.Process(process.pid).num_ctx_switches().voluntary >= slept + 2, "two ticks")
         assert process.poll() is None
         ballast.unlink()
         advances(small_disk, process.pid)

@@ -1,4 +1,4 @@
-"""The documentation is true: every command, option, setting, event and grid key is in it."""
+"""The documentation is true: every command, option, setting and event is in it, and its example is a grid."""
 
 from __future__ import annotations
 

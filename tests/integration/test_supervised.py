@@ -147,6 +147,7 @@ def test_status_tells_of_everything(home: Home) -> None:
     assert found["daemon"]["slots"] == 2
     assert found["watchdog"]["level"] in ("ok", "hold")
     assert found["grids"][0]["total"] == 2
+    until(lambda: home.json("status")["grids"][0]["eta_s"])  # before any cell is done
     assert found["warm"][0]["pss_bytes"] > 0
     assert all(row["uss_bytes"] > 0 for row in found["running"])
     shown = home("status").stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import time
 from typing import Any
@@ -67,29 +68,26 @@ def summary(paths: Paths, queue: Queue, name: str) -> int:
     rows = []
     for row in common.all_cells(queue, name):
         if total <= _SUMMARY_ROWS or row.status != Status.DONE:
-            rows.append(summary_row(row))
+            rows.append(row)
         if len(rows) >= _SUMMARY_ROWS:
             break
     if rows:
-        print(text.table(SUMMARY, rows))
+        print(_table(rows))
     print(f"\n{name}: {done} of {total} cells done; transcripts in {paths.grid_results(name)}")
     return 0 if done == total else 1
 
 
-SUMMARY = ("cell", "status", "turns", "tokens", "ended by", "took", "attempts", "transcript sha256")
-
-
-def summary_row(row: CellRow) -> tuple[object, ...]:
-    return (
-        row.key,
-        row.status,
-        row.turns,
-        row.output_tokens,
-        row.end_reason or row.reason_code or "-",
-        text.duration(row.run_s),
-        row.attempts,
-        (row.transcript_sha256 or "-")[:12],
-    )
+def _table(rows: list[CellRow]) -> str:
+    """One row a cell, within 80 columns for keys of ordinary length; attempts only where there was more than one."""
+    several = any(row.attempts > 1 for row in rows)
+    heads = ["cell", "status", "turns", "tokens", "ended by", "took", *(["attempts"] if several else []), "sha256"]
+    lines = []
+    for row in rows:
+        line: list[object] = [row.key, row.status, row.turns, row.output_tokens]
+        line += [row.end_reason or row.reason_code or "-", text.duration(row.run_s)]
+        line += [row.attempts] if several else []
+        lines.append([*line, (row.transcript_sha256 or "-")[:8]])
+    return text.table(heads, lines)
 
 
 def _small(grid: GridRow) -> bool:
@@ -109,7 +107,7 @@ def _progress(grid: GridRow, state: dict[str, Any] | None) -> str:
         parts += [f"{r['cell']} turn {r['turn']}" for r in state["running"] if r["grid"] == grid.name][:4]
         if any(server["state"] == "loading" for server in state["warm"]):
             parts.append("loading the model")
-        if state["holding"]:
+        if state["holding"] not in ("", "slots"):
             parts.append(f"waiting: {state['holding']}")
     return ", ".join(parts)
 
@@ -128,7 +126,8 @@ class _Screen:
     def progress(self, words: str) -> None:
         if self._live and words != self._shown:
             self.clear()
-            print(words[:110], end="", flush=True)
+            # A line that wraps could not be taken back.
+            print(text.harmless(words)[: shutil.get_terminal_size().columns - 1], end="", flush=True)
             self._shown = words
 
     def clear(self) -> None:

@@ -74,8 +74,9 @@ def _grid(queue: Queue, grid: GridRow, slots: int, running: list[dict[str, Any]]
     total = sum(grid.counts.values())
     left = grid.counts.get(Status.PENDING, 0) + grid.counts.get(Status.RUNNING, 0)
     pace = queue.pace(grid.id)
-    mean_s = pace.mean_seconds
-    spent_s = sum(row["seconds"] for row in running if row["grid"] == grid.name)
+    mine = [row for row in running if row["grid"] == grid.name]
+    mean_s = pace.mean_seconds if pace.mean_seconds is not None else _guess(grid, mine)
+    spent_s = sum(row["seconds"] for row in mine)
     eta_s = None if mean_s is None or not left else max(0.0, left * mean_s - spent_s) / max(1, min(slots, left))
     return {
         "grid": grid.name,
@@ -85,6 +86,13 @@ def _grid(queue: Queue, grid: GridRow, slots: int, running: list[dict[str, Any]]
         "mean_cell_s": mean_s,
         "eta_s": eta_s,
     }
+
+
+def _guess(grid: GridRow, running: list[dict[str, Any]]) -> float | None:
+    """Seconds a cell may take, before any is done: from the turns of this attempt so far, to the most there can be."""
+    most = grid.spec.get("limits", {}).get("max_iterations")
+    paces = [row["seconds"] / row["new_turns"] for row in running if row["new_turns"] > 0]
+    return None if most is None or not paces else float(most) * sum(paces) / len(paces)
 
 
 def _memory(pid: int | None) -> dict[str, int | None]:

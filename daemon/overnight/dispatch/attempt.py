@@ -127,6 +127,7 @@ class Attempt:
             "pid": None if self.handle is None else self.handle.pid,
             "turn": self.turn,
             "replayed": self.replayed,
+            "new_turns": self.turn - self.claimed.cell.turns if self.replay_s is not None else 0,
             "output_tokens": self.output_tokens,
             "seconds": round(time.monotonic() - self.started_s, 1),
         }

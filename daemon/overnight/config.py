@@ -85,10 +85,11 @@ def load_config(path: Path) -> Config:
 def _one_line(errors: ValidationError) -> str:
     first = errors.errors()[0]
     where = [str(part) for part in first["loc"]]
-    key = ".".join(where)
+    key = ".".join(where[:2])  # what follows is pydantic's name for one branch of a type
     if first["type"] == "extra_forbidden":
         section: Any = Config if len(where) == 1 else Config.model_fields[where[0]].annotation
         known = list(section.model_fields)
         near = difflib.get_close_matches(where[-1], known, n=1)
         return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
-    return f"{key}: {first['msg']}, found {first['input']!r}"
+    expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    return f"{key}: {expected.removeprefix('expected ')} is expected, found {first['input']!r}"

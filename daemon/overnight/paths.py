@@ -42,7 +42,9 @@ class Paths:
 
     @classmethod
     def of(cls, home: str | os.PathLike[str] | None = None) -> Paths:
-        return cls(Path(home).expanduser().absolute() if home is not None else default_home().absolute())
+        chosen = Path(home).expanduser() if home is not None else default_home()
+        # supervisord's conf says "etc/..": taken out of the text, since it would stand in every path and message.
+        return cls(Path(os.path.normpath(chosen.absolute())))
 
     @property
     def etc(self) -> Path:

@@ -245,3 +245,26 @@ def test_closed_and_full_stdout(home: Home) -> None:
 
 def test_a_home_that_supervisord_cannot_spell(tmp_path: Path) -> None:
     assert "choose another home" in Home(tmp_path / "a%b")("up", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "args", [(), ("foo",), ("show",), ("models",), ("status", "--bogus"), ("submit", "x", "--runs", "y")]
+)
+def test_wrong_usage_is_one_line(home: Home, args: tuple[str, ...]) -> None:
+    done = home(*args, code=2)
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "--help" in done.stderr
+
+
+def test_a_terminal_that_knows_ascii_only(home: Home) -> None:
+    home.submit(scaffolds=[{"id": 20, "name": "cafe", "text": "Du bist ein Gärtner."}])
+    home.start()
+    home.wait_done()
+    said = home("tail", "cafe_script_run1", env={**os.environ, "PYTHONIOENCODING": "ascii"}).stdout
+    assert "G\\xe4rtner" in said
+
+
+def test_cells_tells_how_far_running_ones_are(home: Home) -> None:
+    home.submit(scaffolds=[1], limits={"max_iterations": 1000})
+    home.start()
+    until(lambda: any(int(word) > 2 for word in home("cells").stdout.splitlines()[1].split() if word.isdigit()))

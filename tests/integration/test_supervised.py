@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from helpers.home import Home, environment
@@ -213,3 +215,44 @@ def test_up_and_down_while_it_is_stopping(home: Home) -> None:
     assert subprocess.run([*command, "down"], check=False).returncode == 0
     assert first.wait(60) == 0
     home("up")
+
+
+def supervised_processes(home: Home) -> list[str]:
+    """Which of supervisord, daemon and watchdog are alive for this home."""
+    names = []
+    for process in psutil.process_iter():
+        try:
+            words = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if str(home.paths.home) in words:
+            names += [name for name in ("supervisord", "overnight-watchdog", " daemon") if name in words]
+    return sorted(names)
+
+
+@pytest.mark.parametrize("gone", ["var/run", "socket"])
+def test_an_emptied_run_folder_never_makes_two(home: Home, gone: str) -> None:
+    home.submit(limits={"max_iterations": 200})
+    home("up")
+    until(lambda: home.statuses().get("running") == 2)
+    if gone == "socket":
+        home.paths.supervisor_socket.unlink()
+    else:
+        shutil.rmtree(home.paths.run)
+    assert "had lost its socket and was stopped" in home("up").stdout
+    assert supervised_processes(home) == [" daemon", "overnight-watchdog", "supervisord"]
+    home.wait_done()
+    assert "0 with a problem" in home("verify").stdout
+    home.paths.supervisor_socket.unlink()
+    assert "stopped" in home("down").stdout
+    until(lambda: supervised_processes(home) == [])
+
+
+def test_a_daemon_that_hangs_is_restarted_by_up(home: Home) -> None:
+    home.submit(limits={"max_iterations": 100})
+    home("up")
+    until(lambda: home.statuses().get("running") == 2)
+    os.kill(program(home, "daemon").pid, signal.SIGSTOP)
+    until(lambda: "silent for" in home("status").stdout, 40)
+    until(lambda: "was restarted" in home("up", code=None).stdout, 60)
+    home.wait_done()

@@ -24,7 +24,7 @@ def test_shipped_file_says_the_defaults(repository: Path) -> None:
         ("[daemon]\nslot = 2", "daemon.slot: unknown key; did you mean 'slots'?"),
         ("[demon]\nslots = 2", "demon: unknown key; did you mean 'daemon'?"),
         ("[daemon]\nslots = 0", "daemon.slots"),
-        ("[memory]\nbudget = '2 gigs'", "expected a size such as 2GiB or 512MiB"),
+        ("[memory]\nbudget = '2 gigs'", "memory.budget: a size such as 2GiB or 512MiB is expected"),
         ("[daemon\n", "not valid TOML"),
         ("[warm]\nidle_s = 'long'", "warm.idle_s"),
     ],

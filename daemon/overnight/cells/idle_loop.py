@@ -57,10 +57,13 @@ def run(
     """
     transcript = Transcript.open(folder / "transcript.jsonl")
     try:
+        for left in folder.glob(".*.tmp"):  # of an attempt that was killed while it wrote; ours is the only one now
+            left.unlink(missing_ok=True)
         conditions = engine.conditions(threads=spec["threads"])
         session = engine.open(spec, threads=spec["threads"])
         progress, changed = _resume(transcript, session, spec, conditions, report, accept_conditions)
         end_reason = _loop(transcript, session, spec, progress, report, changed)
+        report("finishing")
         finished = Finished(end_reason, progress.turns, progress.output_tokens, transcript.sha256)
         _write_result(folder / "result.json", spec, finished)
         return finished

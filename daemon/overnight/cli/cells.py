@@ -33,19 +33,16 @@ def run(args: argparse.Namespace) -> int:
         limit = args.limit or _ROWS
         rows = list(itertools.islice(found, limit + 1))
     shown = rows[:limit]
+    state = common.daemon_state(paths)
+    live = {row["cell_id"]: (row["turn"], row["output_tokens"]) for row in (state["running"] if state else [])}
     heads = ("id", "grid", "cell", "status", "turns", "tokens", "attempts", "tries", "ended by", "reason")
-    print(
-        text.table(
-            heads,
-            [
-                (
-                    row.id, row.grid, row.key, row.status, row.turns, row.output_tokens, row.attempts,
-                    row.tries_used, row.end_reason or "-", (row.reason or "-")[:80],
-                )
-                for row in shown
-            ],
-        )
-    )  # fmt: skip
+    lines: list[tuple[object, ...]] = []
+    for row in shown:
+        turns, tokens = max((row.turns, row.output_tokens), live.get(row.id, (0, 0)))
+        grid = "" if args.grid else row.grid
+        how = (row.attempts, row.tries_used, row.end_reason or "-", (row.reason or "-")[:80])
+        lines.append((row.id, grid, row.key, row.status, turns, tokens, *how))
+    print(text.table(heads, lines, optional=("grid", "tries", "ended by", "reason")))
     if len(rows) > limit:
         print(f"... more than {limit} rows: use --limit, --status or GRID")
     return 0

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     supervised = bool(os.environ.get("SUPERVISOR_ENABLED"))
     if supervised:
         _refuse_to_be_an_orphan(paths, parent)
-    with DaemonLock(paths.lock):
+    with DaemonLock(paths.lock) as lock:
         if supervised:
             # A killed supervisord must not leave a daemon behind that holds the lock.
             procfs.die_with_parent(parent, signal.SIGKILL)
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
                 with Queue.open(paths.queue, check=True, busy_timeout_s=1.0) as queue:
                     log.info("daemon_started", pid=os.getpid(), home=str(paths.home))
                     gc.collect()
-                    Dispatcher(paths, config, queue, log, stop).run()
+                    Dispatcher(paths, config, queue, log, stop, lock).run()
             except QueueUnavailable as error:
                 # A full disk at start: wait for room instead of dying and being restarted for ever.
                 log.error("queue_unavailable", error=str(error))

@@ -9,6 +9,8 @@ from xmlrpc.client import Fault
 
 from overnight.cli import common, supervise
 from overnight.errors import UserError
+from overnight.paths import Paths
+from overnight.queue.states import Status
 
 _WAIT_S = 60.0
 
@@ -23,13 +25,30 @@ def run(args: argparse.Namespace) -> int:
     pid = supervise.recorded_pid(paths)
     supervisor = supervise.rpc(paths)
     if supervisor is None:
-        print("not running")
-        return 0
+        if (lost := supervise.find(paths)) is None:
+            print("not running")
+            return 0
+        if not supervise.end(lost):
+            raise UserError(f"a supervisord without a socket does not stop: pid {lost.pid}; end it by hand")
+        return _stopped(paths)
     try:
         supervisor.shutdown()
     except (Fault, OSError, http.client.HTTPException):
         pass  # somebody else's `down` was quicker
     if not supervise.wait_gone(paths, pid, _WAIT_S):
         raise UserError(f"supervisord (pid {pid}) is still stopping after {_WAIT_S:.0f} s: see {paths.log}")
-    print("stopped; cells that were running are back in the queue")
+    return _stopped(paths)
+
+
+def _stopped(paths: Paths) -> int:
+    """Say what is true: a daemon that had to be killed leaves its cells `running` until the next start."""
+    try:
+        with common.open_queue(paths) as queue:
+            counts = queue.counts()
+    except UserError as error:
+        print(f"stopped; but {error}")
+        return 0
+    waiting, cut = counts[Status.PENDING], counts[Status.RUNNING]
+    cells = f"; {waiting} cells wait in the queue" if waiting else ""
+    print(f"stopped{cells}" + (f"; {cut} were cut off and go on at the next start" if cut else ""))
     return 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from overnight import __version__
 from overnight.cli import (
@@ -30,9 +32,17 @@ from overnight.errors import UserError
 COMMANDS = (run, up, down, submit, status, cells, show, tail, cancel, retry, reset, verify, models, daemon)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Bad input gets one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(UserError.exit_code)
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole grammar; `tests` compare it with the documentation."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="overnight",
         description="Experiment grids that are still there in the morning.",
         epilog="`overnight COMMAND --help` explains a command.",
@@ -55,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
     if sys.stdout is None:
         # Started with stdout closed: say nothing, but do the work.
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - it stays open as long as the process
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that knows ASCII only is no reason to fail
     args = parser().parse_args(argv)
     try:
         code: int = args.run(args)

@@ -12,6 +12,8 @@ from overnight.paths import Paths
 from overnight.queue.states import Status
 from overnight.queue.store import GridRow, Queue
 
+_SILENT_S = 10.0
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser("status", help="daemon, queue counts, each grid's progress and ETA")
@@ -112,7 +114,12 @@ def _show(found: dict[str, Any]) -> None:
     daemon, watchdog = found["daemon"], found["watchdog"]
     print(f"home      {found['home']}")
     if daemon is None:
-        print("daemon    not running (start it with `overnight up`)")
+        cut = found["cells"].get("running", 0)
+        print("daemon    not running (start it with `overnight up`" + (f"; {cut} cells were cut off)" if cut else ")"))
+    elif daemon["heartbeat_age_s"] > _SILENT_S:
+        print(
+            f"daemon    silent for {daemon['heartbeat_age_s']:.0f} s, pid {daemon['pid']} (`overnight up` restarts it)"
+        )
     else:
         hold = f", waiting: {daemon['holding']}" if daemon["holding"] else ""
         print(f"daemon    running, pid {daemon['pid']}, {daemon['slots']} slots{hold}")
@@ -147,7 +154,7 @@ def _show(found: dict[str, Any]) -> None:
             )
             for grid in found["grids"]
         ]
-        print("\n" + text.table(heads, rows))
+        print("\n" + text.table(heads, rows, optional=("failed", "quarantined", "cancelled")))
     if found["running"]:
         rows = [
             (

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
+import psutil
+
 from overnight import procfs
+from overnight.dispatch.signals import Handle
 from overnight.errors import ConfigError, UserError
 from overnight.paths import Paths
 
@@ -125,6 +128,30 @@ def all_running(supervisor: Any) -> bool | None:
     """True once supervisord counts all our programs as running, else None."""
     states = {info["name"]: info["statename"] for info in supervisor.getAllProcessInfo()}
     return all(states.get(name) == "RUNNING" for name in PROGRAMS) or None
+
+
+def find(paths: Paths) -> Handle | None:
+    """The supervisord of this home by its command line, for when its socket or pid file is gone."""
+    conf = os.path.realpath(paths.supervisord_conf)
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            if not any("supervisord" in word for word in words[:3]) or process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if any(os.path.realpath(os.path.join(process.cwd(), word)) == conf for word in words[1:]):  # noqa: PTH118 - cwd may be gone
+                return Handle.open(process.pid)
+        except psutil.Error:
+            continue
+    return None
+
+
+def end(handle: Handle, timeout_s: float = _STOPPING_S) -> bool:
+    """Have a supervisord stop in good order (SIGTERM); False when it is still there after the time."""
+    handle.ask_to_leave()
+    try:
+        return handle.wait(timeout_s)
+    finally:
+        handle.close()
 
 
 def recorded_pid(paths: Paths) -> int | None:

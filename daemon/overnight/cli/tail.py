@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
         row = common.select_cells(queue, [args.cell], args.grid)[0]
         path = paths.transcript(row.grid, row.key)
         if not path.exists() and not args.follow:
-            raise UserError(f"{row.grid}/{row.key} is {row.status} and has no transcript yet; -f waits for it")
+            hope = "" if row.status in ENDED else " yet; -f waits for it"
+            raise UserError(f"{row.grid}/{row.key} is {row.status} and has no transcript{hope}")
         try:
             _tail(path, args, lambda: queue.find_cell(f"#{row.id}")[0].status in ENDED)
         except KeyboardInterrupt:

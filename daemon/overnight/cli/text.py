@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 
+_NOTHING = (None, 0, "", "-")
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Aligned columns; numbers to the right."""
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[object]], *, optional: Collection[str] = ()) -> str:
+    """Aligned columns; numbers to the right. optional: columns that are left out where they say nothing."""
+    shown = [
+        i for i, name in enumerate(headings) if name not in optional or any(row[i] not in _NOTHING for row in rows)
+    ]
+    headings, rows = [headings[i] for i in shown], [[row[i] for i in shown] for row in rows]
     cells = [[harmless(str("-" if value is None else value), newlines=False) for value in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(headings), *cells]) for i in range(len(headings))]
     right = [bool(rows) and all(isinstance(row[i], int | float | None) for row in rows) for i in range(len(headings))]

@@ -13,10 +13,13 @@ import psutil
 
 from overnight.cli import common, supervise
 from overnight.config import load_config
+from overnight.dispatch.signals import Handle
 from overnight.errors import UserError
 from overnight.paths import Paths
 
 _WAIT_S = 30.0
+_SILENT_S = 15.0
+"""A daemon beats once a second; even a slow disk does not keep it silent for so long."""
 
 
 def add(commands: Any) -> None:
@@ -51,11 +54,18 @@ def _ensure(paths: Paths) -> list[str]:
     said = []
     supervisor = supervise.rpc(paths)
     if supervisor is None:
+        if (lost := supervise.find(paths)) is not None:
+            # Its socket is gone (somebody emptied var/run?): nobody can talk to it, and two would be one too many.
+            if not supervise.end(lost):
+                raise UserError(f"a supervisord without a socket does not stop: pid {lost.pid}; end it by hand")
+            said.append(f"supervisord (pid {lost.pid}) had lost its socket and was stopped")
         supervise.start(paths)
         supervisor = _wait_for(lambda: supervise.rpc(paths), paths, "supervisord does not answer")
         said.append(f"supervisord started (pid {supervisor.getPID()})")
     for name in supervise.start_programs(supervisor):
         said.append(f"{name} started")
+    if silent := _end_silent_daemon(paths, supervisor):
+        said.append(silent)
     daemon = _wait_for(lambda: _daemon(paths, supervisor), paths, "the daemon does not come up")
     return said or [f"already up (supervisord pid {supervisor.getPID()}, daemon pid {daemon})"]
 
@@ -64,6 +74,21 @@ def _check(paths: Paths) -> None:
     supervise.check(paths)
     load_config(paths.config)
     common.open_queue(paths).close()
+
+
+def _end_silent_daemon(paths: Paths, supervisor: Any) -> str | None:
+    """SIGKILL for a daemon of ours that hangs, so that supervisord starts another; nothing is lost by that."""
+    state = common.daemon_state(paths)
+    if state is None or state["age_s"] < _SILENT_S:
+        return None
+    ours = any(info["name"] == "daemon" and info["pid"] == state["pid"] for info in supervisor.getAllProcessInfo())
+    handle = Handle.open(state["pid"], state["start_ticks"]) if ours else None
+    if handle is None:
+        return None
+    handle.kill()
+    handle.wait(5.0)
+    handle.close()
+    return f"the daemon (pid {state['pid']}) had been silent for {state['age_s']:.0f} s and was restarted"
 
 
 def _daemon(paths: Paths, supervisor: Any) -> int | None:

@@ -16,7 +16,7 @@ from overnight.warm.protocol import Message
 
 @dataclass
 class Attempt:
-    """phase: loading (its warm server is), forking, replaying, running.
+    """phase: loading (its warm server is), forking, replaying, running, finishing.
 
     turn: turns on disk. replayed: how many of them were fed to the model again so far. noted: the queue knows its
     process. dead_s: since when its process is seen to be dead without a word of its warm server.
@@ -82,7 +82,7 @@ class Attempt:
         return self.phase == "forking" and now_s - self.asked_s > 6 * grace_s
 
     def overdue(self, now_s: float) -> bool:
-        limit = self.timeout_s
+        limit = None if self.phase == "finishing" else self.timeout_s
         return limit is not None and self.forked_s is not None and now_s - self.forked_s > limit
 
     def ask(self, intent: str, now_s: float) -> None:

@@ -117,6 +117,8 @@ class Crew:
                 attempt.turn, attempt.output_tokens = message["turn"], message["output_tokens"]
                 attempt.last_turn_s = time.monotonic()
                 self.log.info("turn_done", **attempt.names(), turn=attempt.turn, output_tokens=attempt.output_tokens)
+            case "finishing":
+                attempt.phase = "finishing"  # every turn is on disk: no time limit may take that back
             case "tail_cut":
                 self.log.warning("transcript_tail_cut", **attempt.names(), file=message["file"], bytes=message["bytes"])
             case "ended":

@@ -27,6 +27,7 @@ from overnight.dispatch import admission, pressure, verdicts
 from overnight.dispatch.attempt import Attempt
 from overnight.dispatch.crew import Crew
 from overnight.dispatch.grid_state import GridStates
+from overnight.dispatch.lock import DaemonLock
 from overnight.dispatch.recover import recover
 from overnight.dispatch.stopping import StopSignal
 from overnight.paths import Paths
@@ -40,11 +41,13 @@ _NEWS = ("pressure", "watchdog")
 class Dispatcher:
     """One per `var/`, under the daemon's lock."""
 
-    def __init__(self, paths: Paths, config: Config, queue: Queue, log: Any, stop: StopSignal) -> None:
+    def __init__(
+        self, paths: Paths, config: Config, queue: Queue, log: Any, stop: StopSignal, lock: DaemonLock
+    ) -> None:
         self.paths, self.config, self.queue, self.log = paths, config, queue, log
         self.states = GridStates(paths, queue, log)
         self.holding = ""
-        self._stop = stop
+        self._stop, self._lock = stop, lock
         self._delay_until_s = 0.0
         self._sequence = 0
         self._published_s = 0.0
@@ -249,6 +252,9 @@ class Dispatcher:
             return
         self._published_s = now
         self._sequence += 1
+        if self._lock.lost() and not self._stop.requested:
+            self.log.critical("lock_lost", path=str(self.paths.lock))
+            self._stop.requested = True  # somebody emptied var/run: leave before a second daemon works here
         state = {
             "v": 1,
             "boot_id": procfs.boot_id(),

@@ -46,6 +46,16 @@ class DaemonLock:
             pass  # a full disk: the lock holds all the same, only its holder stays anonymous
         return self
 
+    def lost(self) -> bool:
+        """True when the file was removed or replaced: another daemon could take what we believe to hold."""
+        try:
+            there, ours = self._path.stat(), os.fstat(self._fd)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
+
     def _holder(self) -> str:
         try:
             found = json.loads(os.pread(self._fd, 4096, 0))

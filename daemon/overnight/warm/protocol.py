@@ -11,7 +11,7 @@ server -> dispatcher   loaded {load_s, conditions, promise, shrinks, threads}
                        refused {error}                    it cannot load; the server leaves
                        forked {attempt, pid, start_ticks} or fork_failed {attempt, error}
                        exited {attempt, status, max_rss_bytes}
-child -> dispatcher    begun | resumed | replaying | first_prefill | turn | tail_cut {attempt, ...}
+child -> dispatcher    begun | resumed | replaying | first_prefill | turn | finishing | tail_cut {attempt, ...}
                        ended {attempt, outcome, ...}      how the attempt ended, before its process leaves
 """
 

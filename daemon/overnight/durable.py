@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,16 +69,18 @@ def make_folders(folder: Path) -> None:
         sync_folder(new.parent)
 
 
-def write_atomic(path: Path, data: bytes, *, durable: bool = True) -> None:
+def write_atomic(path: Path, data: bytes | Iterable[bytes], *, durable: bool = True) -> None:
     """Replace `path` whole: either the old or the new bytes are there, never a mixture. Raises OSError.
 
+    data: all of it, or its pieces, which need not be in memory at once.
     durable: also fsync the file and its folder (what lives below var/run/ need not survive a power cut).
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            write_all(fd, data)
+            for piece in (data,) if isinstance(data, bytes) else data:
+                write_all(fd, piece)
             if durable:
                 sync(fd)
         finally:

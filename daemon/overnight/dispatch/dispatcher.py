@@ -121,8 +121,8 @@ class Dispatcher:
                 self.crew.ended.pop(0)
                 self.states.touch(attempt.grid)
                 self._delay_until_s = time.monotonic() + self.config.daemon.delay_s
+                self._full = False
             self.crew.note()
-            self._full = False
         except QueueUnavailable as error:
             self._unavailable(error)
 
@@ -173,6 +173,7 @@ class Dispatcher:
         )
 
     def _unavailable(self, error: Exception) -> None:
+        """Say it once, not once a second, until the queue has taken something again."""
         if not self._full:
             self.log.error("queue_unavailable", error=str(error))
         self._full = True
@@ -203,6 +204,7 @@ class Dispatcher:
         claimed = self.queue.claim(boot_id=procfs.boot_id(), daemon=f"{os.getpid()}", warm_key=ready.warm_key)
         if claimed is None:
             return False
+        self._full = False
         self._hold("")
         self.states.touch(claimed.grid)
         try:

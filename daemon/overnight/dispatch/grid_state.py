@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -54,20 +53,7 @@ def write_grid_state(paths: Paths, queue: Queue, grid: GridRow, live: Mapping[in
     """Write one grid's state whole. Raises OSError."""
     path = paths.grid_state(grid.name)
     durable.make_folders(path.parent)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            for piece in _pieces(paths, queue, grid, live):
-                durable.write_all(fd, piece.encode())
-            durable.sync(fd)
-        finally:
-            os.close(fd)
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    durable.sync_folder(path.parent)
+    durable.write_atomic(path, (piece.encode() for piece in _pieces(paths, queue, grid, live)))
 
 
 def _scaffold_id(queue: Queue, row: CellRow, known: dict[str, int | None]) -> int | None:

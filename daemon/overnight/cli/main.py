@@ -15,6 +15,7 @@ from overnight.cli import (
     cancel,
     cells,
     daemon,
+    doctor,
     down,
     models,
     reset,
@@ -29,7 +30,7 @@ from overnight.cli import (
 )
 from overnight.errors import UserError
 
-COMMANDS = (run, up, down, submit, status, cells, show, tail, cancel, retry, reset, verify, models, daemon)
+COMMANDS = (run, up, down, submit, status, cells, show, tail, cancel, retry, reset, verify, models, doctor, daemon)
 
 
 class _Parser(argparse.ArgumentParser):

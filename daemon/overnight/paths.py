@@ -91,6 +91,18 @@ class Paths:
         return self.run / "pressure.json"
 
     @property
+    def beat(self) -> Path:
+        return self.run / "daemon.beat"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.run / "verdicts.ring"
+
+    @property
+    def watchdog_lock(self) -> Path:
+        return self.run / "watchdog.lock"
+
+    @property
     def supervisor_socket(self) -> Path:
         return self.run / "supervisor.sock"
 

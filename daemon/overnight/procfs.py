@@ -13,13 +13,30 @@ _PR_SET_PDEATHSIG = 1
 
 def start_ticks(pid: int) -> int | None:
     """Start time of a process in clock ticks after boot, or None when there is no such process (or a zombie)."""
+    fields = _stat(pid)
+    return None if fields is None or fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def stopped(pid: int) -> bool:
+    """Was this process stopped by a signal, and not continued yet?"""
+    fields = _stat(pid)
+    return fields is not None and fields[0] == b"T"
+
+
+def parent(pid: int) -> int | None:
+    """The parent's pid, None when there is no such process."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[1])
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of /proc/PID/stat from the state on."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
     # The command name may hold spaces and parentheses: fields are counted from behind the last ')'.
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return stat[stat.rindex(b")") + 2 :].split()
 
 
 def alive(pid: int, ticks: int) -> bool:

@@ -14,6 +14,7 @@ import psutil
 import yaml
 
 from helpers.waiting import until
+from overnight.dispatch import budget_cgroup
 from overnight.dispatch.signals import Handle
 from overnight.paths import Paths
 from overnight.queue.store import Queue
@@ -123,6 +124,19 @@ class Home:
                     process.kill()
             except psutil.Error:
                 continue
+        self._remove_budget_cgroup()
+
+    def _remove_budget_cgroup(self) -> None:
+        """A daemon that was killed leaves it; the next one would take it over."""
+        try:
+            own = budget_cgroup.find_own()
+        except budget_cgroup.Missing:
+            return
+        for parent in (own.folder, own.folder.parent):
+            folder = parent / budget_cgroup.name_of(self.paths.home)
+            for part in (folder / "main", folder):
+                if part.is_dir():
+                    until(lambda part=part: _removed(part), 10, f"{part} is empty")
 
     # -- looking ----------------------------------------------------------------------------------------------
 
@@ -156,17 +170,28 @@ class Home:
         found = [json.loads(line) for line in lines]
         return [line for line in found if event in (None, line["event"])]
 
-    def registered(self, role: str) -> list[Handle]:
-        """Handles of the registered processes of a role that are alive now."""
-        handles = []
+    def registrations(self, role: str) -> list[dict[str, Any]]:
+        """What is registered of a role, dead or alive."""
+        found = []
         for path in self.paths.registry.glob("*.json"):
             try:
-                entry = json.loads(path.read_bytes())
+                found.append(json.loads(path.read_bytes()))
             except (OSError, ValueError):
                 continue
-            if entry["role"] == role and (handle := Handle.open(entry["pid"], entry["start_ticks"])):
-                handles.append(handle)
-        return handles
+        return [entry for entry in found if entry["role"] == role]
+
+    def registered(self, role: str) -> list[Handle]:
+        """Handles of the registered processes of a role that are alive now."""
+        opened = (Handle.open(entry["pid"], entry["start_ticks"]) for entry in self.registrations(role))
+        return [handle for handle in opened if handle is not None]
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return not folder.exists()
+    return True
 
 
 def environment() -> dict[str, str]:

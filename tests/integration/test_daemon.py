@@ -317,15 +317,20 @@ def test_grid_state_has_the_older_layout(home: Home) -> None:
 
 def test_registrations_hold_the_contract(home: Home) -> None:
     home.submit(options={"delay_s": 1.0})
-    home.start()
+    daemon = home.start()
     until(lambda: len(home.registered("cell")) == 2)
-    entry = next(
-        found
-        for path in home.paths.registry.glob("*.json")
-        if (found := json.loads(path.read_bytes()))["role"] == "cell"
-    )
+    entry = home.registrations("cell")[0]
     assert entry["start_ticks"] == procfs.start_ticks(entry["pid"])
     assert entry["pgid"] == entry["pid"]
-    assert entry["exact"] is True
-    assert entry["shrinks"] is False
+    assert (entry["exact"], entry["shrinks"], entry["freezes"]) == (True, True, True)
+    assert entry["replay_s"] >= 0.0
     assert entry["cell"].startswith("night/")
+    (warm,) = until(lambda: [one for one in home.registrations("warm") if one["cells"] == 2])
+    assert warm["shrinks"] is True
+    (itself,) = home.registrations("daemon")
+    assert (itself["pid"], itself["start_ticks"]) == (daemon.pid, procfs.start_ticks(daemon.pid))
+    assert (itself["cgroup"], itself["freezes"], itself["shrinks"]) == (None, False, False)
+    home("cancel", "--grid", "night")
+    until(lambda: [one["cells"] for one in home.registrations("warm")] == [0])
+    assert home.stop() == 0
+    assert list(home.paths.registry.iterdir()) == []

@@ -248,11 +248,16 @@ def test_an_emptied_run_folder_never_makes_two(home: Home, gone: str) -> None:
     until(lambda: supervised_processes(home) == [])
 
 
-def test_a_daemon_that_hangs_is_restarted_by_up(home: Home) -> None:
+def test_both_hang_and_up_restarts_the_daemon_which_restarts_the_watchdog(home: Home) -> None:
+    """One of them alone is restarted by the other one; with both stopped it takes somebody from outside."""
     home.submit(limits={"max_iterations": 100})
     home("up")
     until(lambda: home.statuses().get("running") == 2)
+    watchdog = program(home, "watchdog")
+    os.kill(watchdog.pid, signal.SIGSTOP)
     os.kill(program(home, "daemon").pid, signal.SIGSTOP)
-    until(lambda: "silent for" in home("status").stdout, 40)
-    until(lambda: "was restarted" in home("up", code=None).stdout, 60)
+    until(lambda: home.json("status")["daemon"]["heartbeat_age_s"] > 15, 40)
+    assert "silent for" in home("status").stdout
+    assert "was restarted" in home("up").stdout
+    assert watchdog.wait(20)
     home.wait_done()

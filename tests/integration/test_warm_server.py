@@ -95,11 +95,62 @@ def test_a_child_touches_nothing_before_it_may(talk: Talk) -> None:
 @pytest.mark.options(delay_s=30.0)
 def test_signals_have_their_default_meaning_in_a_child(talk: Talk) -> None:
     talk.expect("loaded")
-    for attempt, number in enumerate((signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL)):
+    for attempt, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGKILL)):
         pid = talk.fork(attempt)
         talk.expect("begun", attempt)
         os.kill(pid, number)
         assert os.waitstatus_to_exitcode(talk.expect("exited", attempt)["status"]) == -number
+
+
+@pytest.mark.options(delay_s=0.05, turns=400, cache_bytes=32 << 20)
+def test_sigusr1_is_handled_by_child_and_server_before_anybody_may_send_it(talk: Talk) -> None:
+    talk.expect("loaded")
+    assert handles_sigusr1(talk.server.pid)
+    pid = talk.fork(1, go=False)
+    for _ in range(50):  # in whatever state of its start it is, this does not kill it
+        os.kill(pid, signal.SIGUSR1)
+    until(lambda: handles_sigusr1(pid))
+    talk.server.let_go(1)
+    talk.expect("begun", 1)
+    talk.expect("turn", 1)
+    os.kill(pid, signal.SIGUSR1)
+    shrunk = talk.expect("shrunk", 1)
+    while shrunk["before_bytes"] - shrunk["after_bytes"] < 32 << 20:  # one of those from before the first turn
+        os.kill(pid, signal.SIGUSR1)
+        shrunk = talk.expect("shrunk", 1)
+    os.kill(talk.server.pid, signal.SIGUSR1)
+    talk.expect("trimmed")
+    talk.expect("turn", 1)
+    second = talk.fork(2)
+    talk.expect("begun", 2)
+    os.kill(second, signal.SIGUSR1)
+    talk.expect("shrunk", 2)  # the child answers itself: the server's handler is not in it
+    assert sum(message["kind"] == "trimmed" for message in talk.heard) == 1
+
+
+def handles_sigusr1(pid: int) -> bool:
+    """As the watchdog looks: the signal is caught, and not blocked."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    bit = 1 << (signal.SIGUSR1 - 1)
+    return bool(int(lines["SigCgt"], 16) & bit) and not int(lines["SigBlk"], 16) & bit
+
+
+def test_a_loading_server_outlives_sigusr1(tmp_path: Path) -> None:
+    talk = Talk(tmp_path, load_s=0.5)
+    try:
+        until(lambda: not handles_sigusr1(talk.server.pid) and ignores_sigusr1(talk.server.pid))
+        for _ in range(20):
+            os.kill(talk.server.pid, signal.SIGUSR1)
+        talk.expect("loaded")
+    finally:
+        talk.server.kill()
+        talk.server.wait(5)
+        talk.server.close()
+
+
+def ignores_sigusr1(pid: int) -> bool:
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(lines["SigIgn"], 16) & 1 << (signal.SIGUSR1 - 1))
 
 
 @pytest.mark.options(delay_s=30.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overnight.cli import text
+from overnight.cli import status, text
 
 
 @given(st.text())
@@ -32,3 +32,20 @@ def test_duration(seconds: float | None, words: str) -> None:
 
 def test_table_aligns_numbers_to_the_right() -> None:
     assert text.table(("cell", "turns"), [("a", 5), ("bb", 10)]) == "cell  turns\na         5\nbb       10"
+
+
+@pytest.mark.parametrize(
+    ("frozen", "slope", "exhaustion", "words"),
+    [
+        (0, None, None, ""),
+        (0, 5000, None, ""),  # an idle machine's noise
+        (0, -(5 << 20), None, ""),
+        (0, 5 << 20, None, "falling by 5.0 MiB/s"),
+        (1, 5 << 20, 12.34, "1 process frozen, falling by 5.0 MiB/s, full in 12 s"),
+        (1024, 1023 << 30, 86400 * 40.0, "1024 processes frozen, falling by 1023.0 GiB/s, full in 960 h 00 m"),
+    ],
+)
+def test_what_status_says_of_the_trend(frozen: int, slope: int | None, exhaustion: float | None, words: str) -> None:
+    said = status._trend({"frozen": frozen, "slope_bytes_per_s": slope, "exhaustion_s": exhaustion})
+    assert said == words
+    assert len(said) <= 70

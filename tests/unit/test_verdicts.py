@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 
 import pytest
 
+from overnight.dispatch.evictions import Eviction
 from overnight.dispatch.verdicts import STALLED_MOST, Ending, Verdict, bounded, delay_s, judge
 
+TAKEN = Eviction("evict", "headroom", "evict", 2 << 30, "budget", 190_000_000, None, None, 310 << 20, 320 << 20, 1.2)
+THRASHED = replace(TAKEN, trigger="thrash", warm=True)
 DONE = {"outcome": "completed", "reason_code": "", "reason": ""}
 
 
@@ -35,6 +39,14 @@ DONE = {"outcome": "completed", "reason_code": "", "reason": ""}
         (Ending(status=signal.SIGABRT | 0x80), "failed", "crashed"),
         (Ending(status=3 << 8), "failed", "exit_status"),
         (Ending(status=0), "failed", "exit_status"),  # left in peace, but without a result
+        (Ending(status=signal.SIGTERM, eviction=TAKEN), "evicted", "memory_pressure"),
+        (Ending(status=signal.SIGKILL, eviction=TAKEN), "evicted", "memory_pressure"),
+        (Ending(eviction=THRASHED), "evicted", "thrashing"),  # its warm server went, and nobody saw its status
+        (Ending(report=DONE, status=signal.SIGKILL, eviction=TAKEN), "completed", ""),
+        (Ending(status=signal.SIGSEGV, eviction=TAKEN), "failed", "crashed"),  # by itself, before the signal came
+        (Ending(status=3 << 8, eviction=TAKEN), "failed", "exit_status"),
+        (Ending(intent="cancelled", status=signal.SIGTERM, eviction=TAKEN), "cancelled", "asked"),
+        (Ending(intent="yielded", status=signal.SIGTERM, eviction=TAKEN), "yielded", "daemon_stopped"),
     ],
 )
 def test_judge(ending: Ending, outcome: str, code: str) -> None:
@@ -55,6 +67,8 @@ def test_judge(ending: Ending, outcome: str, code: str) -> None:
         (Verdict("lost", "killed"), 0, 2, 0.0),
         (Verdict("lost", "killed"), 0, 3, 1.0),
         (Verdict("lost", "killed"), 0, 500, 60.0),
+        (Verdict("evicted", "memory_pressure"), 0, 2, 0.0),
+        (Verdict("evicted", "memory_pressure"), 0, 4, 2.0),
         (Verdict("completed"), 0, 0, 0.0),
     ],
 )
@@ -70,3 +84,10 @@ def test_a_cap_that_is_met_for_ever_becomes_a_failure() -> None:
     last = bounded(met, stalled=STALLED_MOST - 1)
     assert (last.outcome, last.reason_code) == ("failed", "over_cap_repeated")
     assert bounded(Verdict("lost", "killed"), stalled=99).outcome == "lost"
+
+
+def test_an_eviction_leaves_its_figures_as_evidence() -> None:
+    verdict = judge(Ending(status=signal.SIGTERM, eviction=TAKEN))
+    assert verdict.reason == TAKEN.sentence()
+    assert verdict.evidence["exit_code"] == -signal.SIGTERM
+    assert (verdict.evidence["own_bytes"], verdict.evidence["trigger"]) == (310 << 20, "headroom")

@@ -18,6 +18,7 @@ from typing import Any
 
 from overnight import durable
 from overnight.cells import simulated_clock
+from overnight.cells.shrinking import Shrinker
 from overnight.cells.transcript import Transcript
 from overnight.engines.base import Engine, Session, Turn
 from overnight.errors import CellError, ConditionsChanged, TranscriptCorrupt
@@ -49,11 +50,12 @@ def run(
     *,
     report: Report,
     accept_conditions: bool = False,
+    shrinker: Shrinker | None = None,
 ) -> Finished:
     """Run the cell `spec` in `folder` to its end. Raises CellError; every finished turn is on disk then.
 
     accept_conditions: go on with a transcript that was begun under other conditions, and record the new ones in
-    its next turn.
+    its next turn. shrinker: gives memory back when it is asked to; without one nobody asks.
     """
     transcript = Transcript.open(folder / "transcript.jsonl")
     try:
@@ -61,8 +63,9 @@ def run(
             left.unlink(missing_ok=True)
         conditions = engine.conditions(threads=spec["threads"])
         session = engine.open(spec, threads=spec["threads"])
-        progress, changed = _resume(transcript, session, spec, conditions, report, accept_conditions)
-        end_reason = _loop(transcript, session, spec, progress, report, changed)
+        safe_point = (shrinker or Shrinker()).watch(session, report)
+        progress, changed = _resume(transcript, session, spec, conditions, report, accept_conditions, safe_point)
+        end_reason = _loop(transcript, session, spec, progress, report, changed, safe_point)
         report("finishing")
         finished = Finished(end_reason, progress.turns, progress.output_tokens, transcript.sha256)
         _write_result(folder / "result.json", spec, finished)
@@ -84,6 +87,7 @@ def _resume(
     conditions: dict[str, Any],
     report: Report,
     accept: bool,
+    safe_point: Callable[[], None],
 ) -> tuple[_Progress, dict[str, Any] | None]:
     """Replay what is on disk, or begin. Returns the progress and, where they changed, the conditions to record."""
     began = time.monotonic()
@@ -101,6 +105,7 @@ def _resume(
         progress.turns += 1
         progress.output_tokens += len(record["reply_ids"])
         report("replaying", turn=progress.turns)
+        safe_point()
     if transcript.cut is not None:
         report("tail_cut", file=str(transcript.cut[0]), bytes=transcript.cut[1], turn=progress.turns)
     if recorded is None:
@@ -138,6 +143,7 @@ def _loop(
     progress: _Progress,
     report: Report,
     changed: dict[str, Any] | None,
+    safe_point: Callable[[], None],
 ) -> str:
     limits = spec["limits"]
     target, most = limits["target_output_tokens"], limits["max_iterations"]
@@ -162,6 +168,7 @@ def _loop(
         progress.output_tokens += len(turn.reply_ids)
         report("turn", turn=progress.turns, output_tokens=progress.output_tokens)
         gc.collect()
+        safe_point()
 
 
 def _same_specification(header: dict[str, Any], spec: dict[str, Any], path: Path) -> None:

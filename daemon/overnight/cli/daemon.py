@@ -6,13 +6,16 @@ import argparse
 import gc
 import os
 import signal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overnight import procfs
 from overnight.cli import common
-from overnight.config import load_config
+from overnight.config import Config, load_config
 from overnight.errors import UserError
 from overnight.paths import Paths
+
+if TYPE_CHECKING:
+    from overnight.dispatch.budget_cgroup import BudgetCgroup
 
 
 def add(commands: Any) -> None:
@@ -21,6 +24,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from overnight.dispatch.beat import Beat
     from overnight.dispatch.dispatcher import Dispatcher
     from overnight.dispatch.lock import DaemonLock
     from overnight.dispatch.stopping import StopSignal
@@ -40,21 +44,52 @@ def run(args: argparse.Namespace) -> int:
         stop = StopSignal()
         stop.install()
         log = open_log(paths.log / "daemon.jsonl")
+        beat = Beat(paths.beat)
+        cgroup = _join_budget(paths, config, log)
         while not stop.requested:
             try:
                 # A submit of a million cells holds the write lock for many seconds: the loop must not stand still.
                 with Queue.open(paths.queue, check=True, busy_timeout_s=1.0) as queue:
                     log.info("daemon_started", pid=os.getpid(), home=str(paths.home))
                     gc.collect()
-                    Dispatcher(paths, config, queue, log, stop, lock).run()
+                    Dispatcher(
+                        paths,
+                        config,
+                        queue,
+                        log,
+                        stop=stop,
+                        lock=lock,
+                        beat=beat,
+                        cgroup=None if cgroup is None else str(cgroup.folder),
+                        supervised=supervised,
+                    ).run()
             except QueueUnavailable as error:
                 # A full disk at start: wait for room instead of dying and being restarted for ever.
                 log.error("queue_unavailable", error=str(error))
+                beat.strike()
                 stop.wait(1.0)
             except BaseException as error:
                 log.critical("daemon_failed", error=f"{type(error).__name__}: {error}")
                 raise
+        beat.strike(stopping=True)
+        if cgroup is not None and (why := cgroup.leave()) is not None:
+            log.warning("budget_cgroup_stays", folder=str(cgroup.folder), why=why)
     return 0
+
+
+def _join_budget(paths: Paths, config: Config, log: Any) -> BudgetCgroup | None:
+    """Before anything is forked: what a process forks is born into its cgroup."""
+    from overnight.dispatch import budget_cgroup
+
+    if (budget := config.memory.budget) is None:
+        return None
+    try:
+        found = budget_cgroup.join(paths.home, budget)
+    except budget_cgroup.Missing as why:
+        log.info("budget_cgroup_missing", why=str(why))
+        return None
+    log.info("budget_cgroup_joined", folder=str(found.folder), limit_bytes=budget)
+    return found
 
 
 def _refuse_to_be_an_orphan(paths: Paths, parent: int) -> None:

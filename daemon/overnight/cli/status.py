@@ -13,6 +13,8 @@ from overnight.queue.states import Status
 from overnight.queue.store import GridRow, Queue
 
 _SILENT_S = 10.0
+_FALLING_BYTES_PER_S = 2**20
+"""Less than this is an idle machine's noise."""
 
 
 def add(commands: Any) -> None:
@@ -64,7 +66,14 @@ def collect(paths: Paths, queue: Queue) -> dict[str, Any]:
         },
         "watchdog": None
         if now is None
-        else {"level": now.level, "limit_bytes": now.limit_bytes, "headroom_bytes": now.headroom_bytes},
+        else {
+            "level": now.level,
+            "limit_bytes": now.limit_bytes,
+            "headroom_bytes": now.headroom_bytes,
+            "frozen": now.frozen,
+            "slope_bytes_per_s": now.slope_bytes_per_s,
+            "exhaustion_s": now.exhaustion_s,
+        },
         "cells": {str(status): count for status, count in queue.counts().items()},
         "grids": [_grid(queue, grid, slots, running) for grid in queue.grids()],
         "running": running,
@@ -110,6 +119,19 @@ def _memory(pid: int | None) -> dict[str, int | None]:
     return {"pss_bytes": info.pss, "uss_bytes": info.uss}
 
 
+def _trend(watchdog: dict[str, Any]) -> str:
+    """What is frozen, how fast the headroom goes and until when; "" when there is nothing to say."""
+    said = []
+    if frozen := watchdog["frozen"]:
+        said.append(f"{frozen} {'process' if frozen == 1 else 'processes'} frozen")
+    slope, exhaustion = watchdog["slope_bytes_per_s"], watchdog["exhaustion_s"]
+    if slope is not None and (slope >= _FALLING_BYTES_PER_S or (slope > 0 and exhaustion is not None)):
+        said.append(f"falling by {text.size(slope)}/s")
+    if exhaustion is not None:
+        said.append(f"full in {text.duration(exhaustion)}")
+    return ", ".join(said)
+
+
 def _show(found: dict[str, Any]) -> None:
     daemon, watchdog = found["daemon"], found["watchdog"]
     print(f"home      {found['home']}")
@@ -128,6 +150,8 @@ def _show(found: dict[str, Any]) -> None:
     else:
         room = f"{text.size(watchdog['headroom_bytes'])} of {text.size(watchdog['limit_bytes'])} free"
         print(f"watchdog  pressure {watchdog['level']}, {room}")
+        if more := _trend(watchdog):
+            print(f"          {more}")
     counts = ", ".join(f"{count} {status}" for status, count in found["cells"].items() if count)
     print(f"cells     {counts or 'none; submit a grid: overnight submit FILE'}")
     if found["grids"]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import selectors
 import time
+from collections.abc import Callable
 from typing import Any
 
 from overnight import durable
 from overnight.config import Config
+from overnight.dispatch import evictions, verdicts
 from overnight.dispatch.attempt import Attempt
+from overnight.dispatch.evictions import Eviction
 from overnight.dispatch.pool import Pool
 from overnight.dispatch.registry import Registry
 from overnight.dispatch.signals import Handle
@@ -40,6 +43,7 @@ class Crew:
         attempt = Attempt(claimed, server)
         self.attempts[attempt.id] = attempt
         server.attempts.add(attempt.id)
+        self.pool.register(server)  # a server with a cell is a dearer victim than one without
         if server.state == "ready":
             self._fork(attempt)
 
@@ -85,6 +89,10 @@ class Crew:
             for attempt in self._of(server):
                 self._settle(attempt, outcome, code, message["error"])
             return
+        if kind == "trimmed":
+            freed = message["before_bytes"] - message["after_bytes"]
+            self.log.info("warm_shrunk", model=server.describe(), pid=server.pid, freed_bytes=freed)
+            return
         meant = self.attempts.get(message["attempt"])
         if meant is not None:
             self._heard_of(meant, message)
@@ -100,9 +108,7 @@ class Crew:
                 error = f"the warm server could not fork: {message['error']}"
                 self._settle(attempt, "lost", "fork_failed", error)
             case "begun" | "resumed":
-                attempt.phase, attempt.replay_s = "running", message["replay_s"]
-                attempt.turn, attempt.output_tokens = message["turn"], message["output_tokens"]
-                attempt.last_turn_s = time.monotonic()
+                attempt.begins(message, time.monotonic())
                 load_s = attempt.server.load_s
                 self.log.info(
                     f"cell_{message['kind']}",
@@ -121,6 +127,11 @@ class Crew:
                 attempt.phase = "finishing"  # every turn is on disk: no time limit may take that back
             case "tail_cut":
                 self.log.warning("transcript_tail_cut", **attempt.names(), file=message["file"], bytes=message["bytes"])
+            case "shrunk":
+                before, after = message["before_bytes"], message["after_bytes"]
+                self.log.info(
+                    "cell_shrunk", **attempt.names(), freed_bytes=before - after, before_bytes=before, after_bytes=after
+                )
             case "ended":
                 attempt.report = message
             case "exited":
@@ -185,12 +196,13 @@ class Crew:
         watched = server.handle if server.deaf else server.channel
         if watched is not None:
             self._selector.unregister(watched)
-        deaths = self.pool.gone(server)
+        server.eviction = self._eviction(server.handle, warm=True)
+        deaths = self.pool.gone(server, evicted=server.eviction is not None)
         for attempt in self._of(server):
             if attempt.handle is not None:
                 attempt.handle.kill()
                 self._selector.register(attempt.handle, selectors.EVENT_READ)
-            elif deaths >= _LOAD_DEATHS and attempt.report is None:
+            elif deaths >= _LOAD_DEATHS and attempt.report is None and server.eviction is None:
                 sentence = f"its warm server died {deaths} times in a row while it loaded the model"
                 self._settle(attempt, "failed", "model_load_died", sentence)
 
@@ -198,12 +210,23 @@ class Crew:
         """An attempt's process is gone: its memory is free, its transcript unlocked. The queue hears of it next."""
         del self.attempts[attempt.id]
         attempt.server.attempts.discard(attempt.id)
+        self.pool.register(attempt.server)
+        if attempt.report is None and verdicts.interrupted(attempt.status):
+            attempt.eviction = self._eviction(attempt.handle) or (
+                attempt.server.eviction if attempt.status is None else None
+            )
         if attempt.handle is not None:
             self.registry.drop(attempt.handle.pid)
             if attempt.handle in self._selector.get_map():
                 self._selector.unregister(attempt.handle)
             attempt.handle.close()
         self.ended.append(attempt)
+
+    def _eviction(self, handle: Handle | None, *, warm: bool = False) -> Eviction | None:
+        """What the watchdog wrote down about a process that is gone."""
+        if handle is None:
+            return None
+        return evictions.read(self.paths.verdicts, handle.pid, handle.start_ticks, warm=warm)
 
     # -- enforce ----------------------------------------------------------------------------------------------
 
@@ -256,12 +279,13 @@ class Crew:
         for attempt in self.attempts.values():
             attempt.ask(intent, now)
 
-    def dismiss(self, grace_s: float = 5.0) -> None:
-        """End every warm server, and with them whatever cell is still there."""
+    def dismiss(self, beat: Callable[[], None], grace_s: float = 5.0) -> None:
+        """End every warm server, and with them whatever cell is still there. `beat` is called while it waits."""
         for server in self.pool:
             server.kill()
         deadline = time.monotonic() + grace_s
         while (len(self.pool) or self.attempts) and time.monotonic() < deadline:
+            beat()
             self._selector.select(0.05)
             self.receive()
             self.reap()

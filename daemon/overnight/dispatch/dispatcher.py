@@ -10,6 +10,8 @@
     retire    warm servers that nobody wants
     publish   heartbeat, grid_state.json, registrations
 
+and between the slow ones `guard`: nothing stays frozen without a living watchdog.
+
 It decides nothing itself: `admission` and `verdicts` are pure, `signals` signals, `queue` remembers. It never imports
 an engine.
 """
@@ -23,12 +25,15 @@ from typing import Any
 
 from overnight import durable, procfs
 from overnight.config import Config
-from overnight.dispatch import admission, pressure, verdicts
+from overnight.dispatch import admission, verdicts
 from overnight.dispatch.attempt import Attempt
+from overnight.dispatch.beat import Beat
 from overnight.dispatch.crew import Crew
 from overnight.dispatch.grid_state import GridStates
+from overnight.dispatch.guardian import Guardian
 from overnight.dispatch.lock import DaemonLock
 from overnight.dispatch.recover import recover
+from overnight.dispatch.registry import Registration
 from overnight.dispatch.stopping import StopSignal
 from overnight.paths import Paths
 from overnight.queue.states import Outcome
@@ -39,15 +44,26 @@ _NEWS = ("pressure", "watchdog")
 
 
 class Dispatcher:
-    """One per `var/`, under the daemon's lock."""
+    """One per `var/`, under the daemon's lock. cgroup: the folder of the budget's memory cgroup, when it has one."""
 
     def __init__(
-        self, paths: Paths, config: Config, queue: Queue, log: Any, stop: StopSignal, lock: DaemonLock
+        self,
+        paths: Paths,
+        config: Config,
+        queue: Queue,
+        log: Any,
+        *,
+        stop: StopSignal,
+        lock: DaemonLock,
+        beat: Beat,
+        cgroup: str | None = None,
+        supervised: bool = False,
     ) -> None:
         self.paths, self.config, self.queue, self.log = paths, config, queue, log
         self.states = GridStates(paths, queue, log)
         self.holding = ""
-        self._stop, self._lock = stop, lock
+        self._stop, self._lock, self._beat, self._cgroup = stop, lock, beat, cgroup
+        self._registered = False
         self._delay_until_s = 0.0
         self._sequence = 0
         self._published_s = 0.0
@@ -57,10 +73,12 @@ class Dispatcher:
         self._selector = selectors.DefaultSelector()
         self._selector.register(stop, selectors.EVENT_READ)
         self.crew = Crew(paths, config, queue, self._selector, log)
+        self.guardian = Guardian(paths, log, supervised=supervised)
 
     def run(self) -> None:
         """Work until a stop is requested, then stop in good order. Raises QueueUnavailable at the start only."""
-        recover(self.queue, self.crew.registry, self.log)
+        recover(self.queue, self.crew.registry, self.log, beat=self._beat.strike)
+        self._register()
         for grid in self.queue.grids():
             self.states.touch(grid.name)
         while not self._stop.requested:
@@ -69,19 +87,27 @@ class Dispatcher:
         self.stop()
 
     def step(self) -> None:
+        self.guard()
         self.crew.receive()
         self.crew.reap()
         self.heed()
+        self.guard()
         self.crew.enforce()
         self.record()
+        self.guard()
         self.admit()
+        self.guard()
         self.retire()
         self.publish()
+
+    def guard(self) -> None:
+        self.guardian.look(self.crew.attempts.values())
 
     # -- wait -------------------------------------------------------------------------------------------------
 
     def wait(self, timeout_s: float = TICK_S) -> None:
-        for key, _ in self._selector.select(0 if self._stop.requested else timeout_s):
+        timeout_s = 0 if self._stop.requested else self.guardian.tick_s(timeout_s)
+        for key, _ in self._selector.select(timeout_s):
             if key.fileobj is self._stop:
                 self._stop.drain()
 
@@ -216,7 +242,7 @@ class Dispatcher:
         return True
 
     def _view(self) -> admission.View:
-        now = pressure.read(self.paths.pressure)
+        now = self.guardian.pressure
         return admission.View(
             slots=self._slots(),
             used=sum(attempt.threads for attempt in self.crew.attempts.values()),
@@ -243,12 +269,13 @@ class Dispatcher:
     # -- retire, publish --------------------------------------------------------------------------------------
 
     def retire(self) -> None:
-        now = pressure.read(self.paths.pressure) if len(self.crew.pool) else None
-        wanted = now is not None and now.level != "ok"
+        now = self.guardian.pressure
+        wanted = now is not None and now.level not in ("ok", "hold")  # hold only keeps new cells waiting
         self.crew.pool.retire(idle_s=self.config.warm.idle_s, memory_wanted=wanted)
 
     def publish(self) -> None:
         """Heartbeat, registrations and grid_state.json; at most once a second, and never a reason to fail."""
+        self.beat()
         now = time.monotonic()
         if now - self._published_s < TICK_S and not self._stop.requested:
             return
@@ -272,6 +299,9 @@ class Dispatcher:
         }
         try:
             durable.write_atomic(self.paths.daemon_state, durable.canonical(state).encode(), durable=False)
+            if not self._registered:
+                self._register()
+            self.crew.pool.refresh()
             for attempt in self.crew.attempts.values():
                 if attempt.handle is not None and (attempt.last_turn_s or 0.0) > attempt.registered_s:
                     self.states.touch(attempt.grid)
@@ -287,6 +317,30 @@ class Dispatcher:
         except QueueUnavailable as error:
             self._unavailable(error)
 
+    def beat(self) -> None:
+        """Tell the watchdog that the loop goes round. It must not wait for a disk."""
+        self._beat.strike(stopping=self._stop.requested)
+
+    def _register(self) -> None:
+        """The daemon is under the watchdog's care too; without its registration it works all the same."""
+        ticks = procfs.start_ticks(os.getpid())
+        if ticks is None:
+            return
+        entry = Registration(
+            pid=os.getpid(),
+            start_ticks=ticks,
+            pgid=os.getpgrp(),
+            role="daemon",
+            started_s=time.monotonic(),
+            cgroup=self._cgroup,
+            freezes=False,
+        )
+        try:
+            self.crew.registry.put(entry)
+            self._registered = True
+        except OSError:
+            pass  # `publish` tries again
+
     # -- stop -------------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
@@ -295,13 +349,15 @@ class Dispatcher:
         self.crew.ask_all("yielded")
         deadline = time.monotonic() + 2 * self.config.daemon.stop_grace_s
         while self.crew.attempts and time.monotonic() < deadline:
+            self.beat()
             for key, _ in self._selector.select(0.05):
                 if key.fileobj is self._stop:
                     self._stop.drain()
             self.crew.receive()
             self.crew.reap()
             self.crew.enforce()
-        self.crew.dismiss()
+        self.crew.dismiss(self.beat)
         self.record()
         self.publish()
+        self.crew.registry.drop(os.getpid())
         self.log.info("daemon_stopped")

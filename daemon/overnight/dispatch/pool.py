@@ -40,25 +40,13 @@ class Pool:
         server = WarmServer(key, warm, self._store, self._stderr)
         self._servers[key] = server
         self._log.info("warm_loading", model=server.describe(), pid=server.pid)
-        if server.handle is not None:
-            try:
-                self._registry.put(
-                    Registration(
-                        pid=server.pid,
-                        start_ticks=server.handle.start_ticks,
-                        pgid=server.pid,
-                        role="warm",
-                        engine=warm["engine"],
-                        started_s=server.started,
-                    )
-                )
-            except OSError as error:
-                self._log.warning("registration_failed", pid=server.pid, error=str(error))
+        self.register(server)
         return server, True
 
     def loaded(self, server: WarmServer, message: dict[str, Any]) -> None:
         server.state, server.load_s = "ready", message["load_s"]
         server.shrinks, server.promise = message["shrinks"], message["promise"]
+        server.freezes = message["freezes"]
         self._load_deaths.pop(server.key, None)
         self._log.info(
             "warm_loaded",
@@ -67,11 +55,41 @@ class Pool:
             load_s=server.load_s,
             threads=message["threads"],
         )
+        self.register(server)
 
-    def gone(self, server: WarmServer) -> int:
-        """A server's process is over. Returns how many times in a row its model's server died while it loaded."""
+    def register(self, server: WarmServer) -> None:
+        """Put its registration on disk when it has changed. One that cannot be written is tried again by `refresh`."""
+        told = (len(server.attempts), server.state == "ready")
+        if server.handle is None or server.state == "gone" or told == server.told:
+            return
+        entry = Registration(
+            pid=server.pid,
+            start_ticks=server.handle.start_ticks,
+            pgid=server.pid,
+            role="warm",
+            engine=server.warm["engine"],
+            started_s=server.started,
+            shrinks=server.state == "ready",  # from then on it handles SIGUSR1
+            cells=len(server.attempts),
+        )
+        try:
+            self._registry.put(entry)
+            server.told = told
+        except OSError as error:
+            if server.told is None:
+                self._log.warning("registration_failed", pid=server.pid, error=str(error))
+                server.told = ()  # told once; `refresh` goes on trying
+
+    def refresh(self) -> None:
+        for server in self:
+            self.register(server)
+
+    def gone(self, server: WarmServer, *, evicted: bool = False) -> int:
+        """A server's process is over. Returns how many times in a row its model's server died while it loaded.
+
+        evicted: the watchdog took it out, which is no fault of the model's."""
         deaths = self._load_deaths.get(server.key, 0)
-        if server.load_s is None and not server.refused:
+        if server.load_s is None and not server.refused and not evicted:
             deaths = self._load_deaths[server.key] = deaths + 1
         status = server.exit_status()
         self._log.info("warm_gone", model=server.describe(), pid=server.pid, exit_status=status)

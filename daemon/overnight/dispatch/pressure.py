@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from overnight import durable, procfs
+from overnight.dispatch import records
 
 STALE_S = 5.0
 """A heartbeat older than this means that the watchdog is gone."""
@@ -16,25 +14,50 @@ STALE_S = 5.0
 
 @dataclass(frozen=True)
 class Pressure:
-    """The watchdog's last word."""
+    """The watchdog's last word.
+
+    slope_bytes_per_s: how fast the headroom goes away; exhaustion_s: until it is gone; None = not known.
+    frozen: processes that it has stopped. pid, start_ticks: who said all this, None = it did not say.
+    """
 
     level: str
     limit_bytes: int
     headroom_bytes: int
     age_s: float
+    slope_bytes_per_s: int | None = None
+    exhaustion_s: float | None = None
+    frozen: int = 0
+    pid: int | None = None
+    start_ticks: int | None = None
 
 
 def read(path: Path) -> Pressure | None:
     """None when there is no living watchdog: no file, a torn or damaged one, another boot's, or a stale one."""
+    found = last(path)
+    return found if found is not None and found.age_s <= STALE_S else None
+
+
+def last(path: Path) -> Pressure | None:
+    """The last heartbeat of this boot, however old."""
     try:
-        record = json.loads(path.read_bytes())
-        checksum = record.pop("checksum")
-        if f"{zlib.crc32(durable.canonical(record).encode()):08x}" != checksum:
-            return None
-        if record["v"] != 1 or record["boot_id"] != procfs.boot_id():
-            return None
-        age_s = time.monotonic() - float(record["monotonic_s"])
-        found = Pressure(str(record["level"]), int(record["limit_bytes"]), int(record["headroom_bytes"]), age_s)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        record = records.whole(path.read_bytes())
+    except OSError:
         return None
-    return found if age_s <= STALE_S else None
+    if record is None:
+        return None
+    slope, exhaustion = record.get("slope_bytes_per_s"), record.get("exhaustion_s")
+    pid, ticks = record.get("pid"), record.get("start_ticks")
+    try:
+        return Pressure(
+            str(record["level"]),
+            int(record["limit_bytes"]),
+            int(record["headroom_bytes"]),
+            time.monotonic() - float(record["monotonic_s"]),
+            slope_bytes_per_s=None if slope is None else int(slope),
+            exhaustion_s=None if exhaustion is None else float(exhaustion),
+            frozen=int(record.get("frozen") or 0),
+            pid=None if pid is None else int(pid),
+            start_ticks=None if ticks is None else int(ticks),
+        )
+    except (KeyError, ValueError, TypeError, OverflowError):
+        return None

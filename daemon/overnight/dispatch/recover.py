@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from overnight.dispatch.registry import Registry
@@ -9,18 +11,26 @@ from overnight.dispatch.signals import Handle
 from overnight.queue.store import Queue
 
 
-def recover(queue: Queue, registry: Registry, log: Any, *, grace_s: float = 5.0) -> int:
+def recover(
+    queue: Queue, registry: Registry, log: Any, *, grace_s: float = 5.0, beat: Callable[[], None] = lambda: None
+) -> int:
     """Under the daemon's lock: kill leftovers, forget them, put in-flight cells back. Returns how many cells.
 
     Leftovers are rare: cells die with their warm server and warm servers with their daemon. One that is stopped, or
-    sits in an uninterruptible read, may take its time.
+    sits in an uninterruptible read, may take its time; `beat` is called while they are waited for.
+
+    A registered daemon is ourselves, or one that is about to end: it no longer has the lock.
     """
-    left = [handle for entry in registry.entries() if (handle := Handle.open(entry["pid"], entry["start_ticks"]))]
+    left = [
+        handle
+        for entry in registry.entries()
+        if entry.get("role") != "daemon" and (handle := Handle.open(entry["pid"], entry["start_ticks"]))
+    ]
     for handle in left:
         log.warning("leftover_killed", pid=handle.pid)
         handle.kill()
     for handle in left:
-        if not handle.wait(grace_s):
+        if not _wait(handle, grace_s, beat):
             log.error("leftover_stays", pid=handle.pid)
         handle.close()
     registry.clear()
@@ -28,3 +38,12 @@ def recover(queue: Queue, registry: Registry, log: Any, *, grace_s: float = 5.0)
     if cells:
         log.warning("cells_recovered", cells=len(cells))
     return len(cells)
+
+
+def _wait(handle: Handle, timeout_s: float, beat: Callable[[], None]) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not handle.wait(0.5):
+        beat()
+        if time.monotonic() >= deadline:
+            return False
+    return True

@@ -13,7 +13,12 @@ from overnight import durable, procfs
 
 @dataclass
 class Registration:
-    """One process under our care. Times are monotonic seconds of this boot."""
+    """One process under our care. Times are monotonic seconds of this boot.
+
+    shrinks: it handles SIGUSR1 by giving memory back. freezes: stopping it for a while harms nobody. replay_s: what
+    replaying its finished turns would cost if it were taken out now. cells: how many run in a warm server. cgroup: of
+    the daemon, the folder of the budget's memory cgroup.
+    """
 
     pid: int
     start_ticks: int
@@ -30,6 +35,9 @@ class Registration:
     cgroup: str | None = None
     claim_bytes: int | None = None
     cap_bytes: int | None = None
+    replay_s: float = 0.0
+    freezes: bool = True
+    cells: int = 0
 
 
 class Registry:

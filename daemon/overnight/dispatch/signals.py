@@ -57,6 +57,10 @@ class Handle:
         self._send(signal.SIGTERM)
         self._send(signal.SIGCONT)
 
+    def thaw(self) -> None:
+        """SIGCONT."""
+        self._send(signal.SIGCONT)
+
     def kill(self) -> None:
         self._send(signal.SIGKILL)
 

@@ -7,6 +7,8 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any
 
+from overnight.dispatch.evictions import Eviction
+
 INTERRUPTING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """A cell never sends these to itself: somebody else ended it. Any other signal is its own crash."""
 
@@ -18,12 +20,14 @@ class Ending:
     intent: what the dispatcher itself had asked for: cancelled, timed_out, yielded, or "".
     report: the `ended` message of the child, or None when it left without a word.
     status: the wait status as the warm server saw it, or None when the server was gone before it could tell.
+    eviction: what the watchdog wrote down about this process or its warm server, or None.
     """
 
     intent: str = ""
     report: dict[str, Any] | None = None
     status: int | None = None
     timeout_s: float | None = None
+    eviction: Eviction | None = None
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,8 @@ class Verdict:
 
 
 def judge(end: Ending) -> Verdict:
-    """What the child said counts most, then what we asked for, then how its process left."""
+    """What the child said counts most, then what we asked for, then what the watchdog wrote down, then how its process
+    left. A process that crashed by itself is no eviction, even when the watchdog was about to take it out."""
     evidence = _evidence(end)
     if end.report is not None:
         report = end.report
@@ -50,6 +55,9 @@ def judge(end: Ending) -> Verdict:
             return Verdict("timed_out", "timeout", f"the attempt took longer than its time limit{limit}", evidence)
         case "yielded":
             return Verdict("yielded", "daemon_stopped", "the daemon was stopped in good order", evidence)
+    if end.eviction is not None and interrupted(end.status):
+        taken = end.eviction
+        return Verdict("evicted", taken.reason_code, taken.sentence(), evidence | taken.evidence())
     if end.status is None:
         return Verdict("lost", "warm_server_died", "its warm server died, and the cell with it", evidence)
     if os.WIFSIGNALED(end.status):
@@ -60,6 +68,11 @@ def judge(end: Ending) -> Verdict:
         return Verdict("failed", "crashed", f"the cell's process crashed with {name}", evidence)
     code = os.waitstatus_to_exitcode(end.status)
     return Verdict("failed", "exit_status", f"the cell's process left with exit status {code} and no result", evidence)
+
+
+def interrupted(status: int | None) -> bool:
+    """Was it ended from outside, as far as its wait status tells? One that nobody saw is taken for that."""
+    return status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in INTERRUPTING)
 
 
 STALLED_MOST = 5
@@ -90,8 +103,8 @@ def delay_s(
 ) -> float:
     """Seconds before the next attempt.
 
-    Failures back off exponentially, a full disk is given time, and a cell that is killed again and again before it
-    finishes a turn is slowed down, so that it cannot keep the machine busy with nothing else.
+    Failures back off exponentially, a full disk is given time, and a cell that is killed or evicted again and again
+    before it finishes a turn is slowed down, so that it cannot keep the machine busy with nothing else.
     """
     if verdict.outcome in ("failed", "timed_out"):
         return min(3600.0, retry_delay_s * 2.0 ** max(0, tries_used))
@@ -99,6 +112,6 @@ def delay_s(
         return no_space_delay_s
     if verdict.outcome == "yielded" and verdict.reason_code == "transcript_locked":
         return 1.0
-    if verdict.outcome in ("lost", "over_cap") and interrupted >= 3:
+    if verdict.outcome in ("lost", "evicted", "over_cap") and interrupted >= 3:
         return min(60.0, 2.0 ** min(interrupted - 3, 6))
     return 0.0

@@ -40,6 +40,9 @@ class Session(Protocol):
 
     context_tokens: int
     """Size of the context window in tokens."""
+    safe_point: Callable[[], None]
+    """Called wherever `generate` could stand a `shrink` (between two tokens, say). The idle loop sets it; it does
+    nothing before that."""
 
     def prepare(self, message: str) -> int:
         """Take the next user message and render the next chunk; returns how many tokens the context will hold
@@ -58,6 +61,12 @@ class Session(Protocol):
         Raises `Diverged` when `check` is set and the recomputed prefill digest differs."""
         ...
 
+    def shrink(self) -> None:
+        """Let go of memory that can be had again: spare room, caches. Called between turns and from `safe_point`.
+
+        What the session computes must not change by it, not in one bit. Collecting and trimming is the caller's."""
+        ...
+
 
 class Engine(Protocol):
     """One loaded model. `load` runs in the warm server, `open` in each forked child."""
@@ -65,7 +74,9 @@ class Engine(Protocol):
     name: str
     promise: Promise
     shrinks: bool
-    """True when SIGUSR1 is handled by giving memory back."""
+    """True when a cell handles SIGUSR1 by giving memory back; False: the signal's default action would kill it."""
+    freezes: bool
+    """False for a remote engine: stopping its cell frees nothing and breaks its connection."""
 
     def load(self) -> None:
         """Import, load, warm up. Raises `ModelError` with one clear line."""

@@ -71,6 +71,13 @@ class GrowingLayer(DynamicLayer):  # type: ignore[misc]  # transformers is not f
     def reset(self) -> None:
         self._length = 0
 
+    def shrink(self) -> None:
+        """Give the spare room back. The next update makes room again before anything is computed on it, so that no
+        result ever depends on this."""
+        if self.is_initialized and self._length < self.keys.shape[-2]:
+            self.keys = self.keys[:, :, : self._length].clone()
+            self.values = self.values[:, :, : self._length].clone()
+
 
 def _with_room(like: torch.Tensor, tokens: int) -> torch.Tensor:
     return like.new_empty((*like.shape[:2], tokens, like.shape[3]))

@@ -89,9 +89,3 @@ def _let_go(tensor: torch.Tensor, files: list[tuple[int, int]]) -> None:
     if last > first:
         libc = ctypes.CDLL(None)
         libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
-
-
-def trim() -> None:
-    """Give freed heap memory back to the kernel, where the C library can."""
-    if (malloc_trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-        malloc_trim(0)

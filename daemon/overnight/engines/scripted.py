@@ -6,6 +6,8 @@ depend on the whole history, so that a wrong replay is found out. Settings (`opt
     reply_tokens    int or [low, high]: length of a reply in tokens (default [5, 40])
     delay_s         seconds that a turn takes (default 0)
     grow_bytes      bytes of touched memory that each new turn keeps (default 0), to be a leak on purpose
+    cache_bytes     bytes of touched memory that a session keeps as a cache, filled again at each new turn (default 0);
+                    a shrink drops it
     fail_at_turn    the turn (from 1) that fails, with fail_kind: error | memory | exit | hang (default error)
     load_s          seconds that loading takes (default 0)
     context_tokens  size of the context window (default 100000)
@@ -14,9 +16,11 @@ depend on the whole history, so that a wrong replay is found out. Settings (`opt
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import random
 import time
+from collections.abc import Callable
 from typing import Any
 
 from overnight.engines.base import Promise, Turn
@@ -29,6 +33,8 @@ _WORDS = (
 )
 _REVISION = 1
 """Raised whenever the same seed would give other replies."""
+_PAGE = mmap.PAGESIZE
+_STEP_S = 0.1
 
 
 class ScriptedEngine:
@@ -36,7 +42,8 @@ class ScriptedEngine:
 
     name = "scripted"
     promise: Promise = "exact"
-    shrinks = False
+    shrinks = True
+    freezes = True
 
     def __init__(self, warm: dict[str, Any], store: str) -> None:
         del store  # nothing is loaded from a model store
@@ -58,6 +65,7 @@ class ScriptedSession:
 
     def __init__(self, system: str, options: dict[str, Any]) -> None:
         self.context_tokens = int(options.get("context_tokens", 100_000))
+        self.safe_point: Callable[[], None] = lambda: None
         self._options = options
         self._state = hashlib.sha256(b"scripted")
         self._length = 0
@@ -65,6 +73,7 @@ class ScriptedSession:
         self._lead = _encode(system)  # what the next chunk begins with: the system prompt, then the last reply
         self._chunk: list[int] = []
         self._kept: list[bytearray] = []
+        self._cache: mmap.mmap | None = None
 
     def prepare(self, message: str) -> int:
         self._chunk = [*self._lead, *_encode(message)]
@@ -72,6 +81,7 @@ class ScriptedSession:
 
     def generate(self, *, token_limit: int, seed: int) -> Turn:
         self._turn += 1
+        self._fill_cache()
         self._maybe_fail()
         prefill = self._prefill(self._chunk)
         rng = random.Random(f"{seed}:{prefill}")  # noqa: S311 - a script, not a secret
@@ -99,6 +109,18 @@ class ScriptedSession:
             )
         self._lead = turn.reply_ids
 
+    def shrink(self) -> None:
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+
+    def _fill_cache(self) -> None:
+        size = int(self._options.get("cache_bytes", 0))
+        if size and self._cache is None:
+            # A mapping of its own, so that closing it gives every page back, whatever else the heap holds.
+            self._cache = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            self._cache[::_PAGE] = b"\1" * len(range(0, size, _PAGE))
+
     def _prefill(self, chunk: list[int]) -> str:
         self._length += len(chunk)
         self._state.update(repr(chunk).encode())
@@ -109,12 +131,18 @@ class ScriptedSession:
         return int(wanted) if isinstance(wanted, int) else rng.randint(int(wanted[0]), int(wanted[1]))
 
     def _misbehave(self) -> None:
-        if delay := float(self._options.get("delay_s", 0.0)):
-            time.sleep(delay)
+        self._pass(float(self._options.get("delay_s", 0.0)))
         if grow := int(self._options.get("grow_bytes", 0)):
             block = bytearray(grow)
-            block[::4096] = b"\1" * len(range(0, grow, 4096))  # touch every page: untouched memory costs nothing
+            block[::_PAGE] = b"\1" * len(range(0, grow, _PAGE))  # touch every page: untouched memory costs nothing
             self._kept.append(block)
+
+    def _pass(self, delay_s: float) -> None:
+        """The time that a turn takes, in steps like a model's tokens."""
+        end = time.monotonic() + delay_s
+        while (left_s := end - time.monotonic()) > 0:
+            time.sleep(min(left_s, _STEP_S))
+            self.safe_point()
 
     def _maybe_fail(self) -> None:
         if self._turn != self._options.get("fail_at_turn"):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,12 @@ class Runner:
         if (surplus := self.length - length) > 0:
             self._cache.crop(-surplus)
 
+    def shrink(self) -> None:
+        """Give the cache's spare room back."""
+        for layer in self._cache.layers:
+            if isinstance(layer, kv_cache.GrowingLayer):
+                layer.shrink()
+
 
 class TransformersSession:
     """Implements `engines.base.Session`."""
@@ -82,6 +88,7 @@ class TransformersSession:
         context_tokens: int,
     ) -> None:
         self.context_tokens = context_tokens
+        self.safe_point: Callable[[], None] = lambda: None
         self._runner = runner
         self._conversation = conversation
         self._tokens = tokens
@@ -89,6 +96,7 @@ class TransformersSession:
         self._stop_ids = stop_ids
         self._asked: Chunk | None = None
         self._turn = 0
+        self._decoding = False
 
     def prepare(self, message: str) -> int:
         self._asked = chunk = self._conversation.ask(message)
@@ -104,7 +112,9 @@ class TransformersSession:
         source = sampling.generator(seed)
         reply_ids: list[int] = []
         stop: Stop = "length"
+        self._decoding = True
         while True:
+            self.safe_point()
             token = sampling.pick(logits, self._how, source)
             if token in self._stop_ids:
                 stop = "eos"
@@ -113,6 +123,7 @@ class TransformersSession:
             if len(reply_ids) >= token_limit:
                 break  # the logits behind the last token are nobody's: no forward pass for it
             logits = self._runner.forward([token])
+        self._decoding = False
         # What decoding wrote is not canonical: the reply enters the cache again as part of the next chunk.
         self._runner.crop_to(self._conversation.length)
         reply = self._tokens.decode(reply_ids)
@@ -142,6 +153,10 @@ class TransformersSession:
         if check:
             self._same("the prefill digest", turn.prefill_digest, found)
         self._conversation.hear(turn.reply_ids, turn.reply)
+
+    def shrink(self) -> None:
+        if not self._decoding:  # the very next token would make the room anew
+            self._runner.shrink()
 
     def _prefill(self, chunk: Chunk) -> torch.Tensor:
         self._runner.crop_to(self._conversation.length - chunk.cropped)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from overnight import memory
 from overnight.engines import chat, model_store
 from overnight.engines.base import Promise, Session
 from overnight.engines.model_sources import first_line
@@ -54,7 +55,8 @@ class TransformersEngine:
 
     name = "transformers"
     promise: Promise = "exact"
-    shrinks = False
+    shrinks = True
+    freezes = True
 
     def __init__(self, warm: dict[str, Any], store: Path) -> None:
         if warm.get("options"):
@@ -77,10 +79,7 @@ class TransformersEngine:
         self._stop_ids = self._find_stop_ids()
         self._context_tokens = self._find_context()
         self._rehearse()
-        gc.collect()
-        from overnight.engines import private_weights
-
-        private_weights.trim()
+        memory.give_back()
         gc.freeze()
         self._loaded_in = os.getpid()
 

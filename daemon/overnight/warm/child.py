@@ -12,6 +12,7 @@ from typing import Any
 
 from overnight import procfs
 from overnight.cells import idle_loop
+from overnight.cells.shrinking import Shrinker
 from overnight.engines.base import Engine
 from overnight.warm.protocol import Channel, Closed, Message
 
@@ -87,19 +88,22 @@ def _child(
 ) -> None:
     """Never returns: leaves by os._exit, so that nothing of the parent's is flushed or torn down twice."""
     status = EXIT_ENDED
+    shrinker = Shrinker() if engine.shrinks else None
     try:
-        _settle(parent, gate[1], siblings)
+        _settle(parent, gate[1], siblings, shrinker)
         if os.read(gate[0], 1):
-            status = _run(channel, engine, message)
+            status = _run(channel, engine, message, shrinker)
     except BaseException:  # noqa: BLE001 - a child that escapes into the server's loop would be a second server
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _settle(parent: int, own_gate: int, siblings: tuple[Child, ...]) -> None:
+def _settle(parent: int, own_gate: int, siblings: tuple[Child, ...], shrinker: Shrinker | None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
+    if shrinker is not None:
+        shrinker.install()  # before the gate: whoever reads `shrinks: true` finds the signal handled
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
     procfs.die_with_parent(parent)
     os.setpgid(0, 0)
@@ -112,7 +116,7 @@ def _settle(parent: int, own_gate: int, siblings: tuple[Child, ...]) -> None:
         pass
 
 
-def _run(channel: Channel, engine: Engine, message: Message) -> int:
+def _run(channel: Channel, engine: Engine, message: Message, shrinker: Shrinker | None) -> int:
     attempt = message["attempt"]
 
     def report(event: str, **fields: Any) -> None:
@@ -126,6 +130,7 @@ def _run(channel: Channel, engine: Engine, message: Message) -> int:
             Path(message["folder"]),
             report=report,
             accept_conditions=message["accept_conditions"],
+            shrinker=shrinker,
         )
         ending = {"outcome": "completed", "reason_code": "", "reason": "", **asdict(finished)}
     except Exception as error:  # noqa: BLE001 - every way to end is data for the queue

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight.dispatch import signals
+from overnight.dispatch.evictions import Eviction
 from overnight.warm import protocol
 
 _STDERR_MAX_BYTES = 1 << 20
@@ -25,7 +26,9 @@ class WarmServer:
         self.state = "loading"
         self.load_s: float | None = None
         self.shrinks = False
+        self.freezes = True
         self.promise = ""
+        self.told: tuple[object, ...] | None = None  # what its registration says; None: it has none yet
         self.attempts: set[int] = set()
         self.started = time.monotonic()
         self.idle_since: float | None = None
@@ -42,6 +45,7 @@ class WarmServer:
         theirs.close()
         self.pid = self._process.pid
         self.handle = signals.Handle.open(self.pid)
+        self.eviction: Eviction | None = None
         self.refused = False
         self.deaf = False
         self.leaving_since = 0.0

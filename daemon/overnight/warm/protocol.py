@@ -7,11 +7,12 @@ dispatcher -> server   load {warm, store}                 once, first
                        fork {attempt, spec, folder, accept_conditions}
                        go {attempt}                       the registration is on disk: the child may allocate
                        stop {}
-server -> dispatcher   loaded {load_s, conditions, promise, shrinks, threads}
+server -> dispatcher   loaded {load_s, promise, shrinks, freezes, threads}
                        refused {error}                    it cannot load; the server leaves
                        forked {attempt, pid, start_ticks} or fork_failed {attempt, error}
                        exited {attempt, status, max_rss_bytes}
-child -> dispatcher    begun | resumed | replaying | first_prefill | turn | finishing | tail_cut {attempt, ...}
+                       trimmed {before_bytes, after_bytes}    it was asked to shrink
+child -> dispatcher    begun | resumed | replaying | first_prefill | turn | finishing | tail_cut | shrunk {attempt, ...}
                        ended {attempt, outcome, ...}      how the attempt ended, before its process leaves
 """
 

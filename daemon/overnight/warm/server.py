@@ -19,7 +19,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from overnight import procfs
+from overnight import memory, procfs
 from overnight.engines import registry
 from overnight.engines.base import Engine
 from overnight.errors import UserError
@@ -100,14 +100,28 @@ def load(channel: Channel, message: Message) -> Engine | None:
         return None
     gc.collect()
     gc.freeze()  # children must not copy the parent's pages only because a collection touched them
+    _handle_shrinking(channel)
     channel.send(
         "loaded",
         load_s=round(time.monotonic() - began, 3),
         promise=engine.promise,
         shrinks=engine.shrinks,
+        freezes=engine.freezes,
         threads=threads,
     )
     return engine
+
+
+def _handle_shrinking(channel: Channel) -> None:
+    """SIGUSR1 from here on: collect and trim. At once: nothing that this process does between two instructions of the
+    interpreter minds it, a fork has the signal blocked, and a child installs its own handler before it unblocks it."""
+
+    def shrink(_number: int, _frame: Any) -> None:
+        before = memory.anonymous_bytes()
+        memory.give_back()
+        channel.offer("trimmed", before_bytes=before, after_bytes=memory.anonymous_bytes())
+
+    signal.signal(signal.SIGUSR1, shrink)
 
 
 def _threads() -> list[str]:
@@ -125,6 +139,7 @@ def _settle(parent: int) -> None:
     """Become a well-behaved process before anything heavy is imported."""
     procfs.die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the dispatcher
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # its default action kills; while loading there is nothing to give
     # A library that warns that this process forks must not be heard in every cell.
     warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)
     try:

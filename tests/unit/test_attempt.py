@@ -1,0 +1,108 @@
+"""What an attempt's registration says, and who survives a recovery."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from overnight import procfs
+from overnight.dispatch.attempt import Attempt
+from overnight.dispatch.pool import Pool
+from overnight.dispatch.recover import recover
+from overnight.dispatch.registry import Registration, Registry
+from overnight.dispatch.signals import Handle
+
+
+def attempt(*, turns: int = 0, run_s: float = 0.0) -> Attempt:
+    cell: Any = SimpleNamespace(turns=turns, output_tokens=10 * turns, run_s=run_s, key="a")
+    claimed: Any = SimpleNamespace(cell=cell, attempt_id=3, grid="night")
+    server: Any = SimpleNamespace(state="ready", shrinks=True, freezes=False, promise="exact", warm={"engine": "x"})
+    return Attempt(claimed, server)
+
+
+def begins(found: Attempt, turn: int, replay_s: float, now_s: float = 50.0) -> None:
+    found.begins({"turn": turn, "output_tokens": 0, "replay_s": replay_s}, now_s)
+
+
+def test_replaying_is_estimated_from_this_attempts_own_replay() -> None:
+    found = attempt(turns=8, run_s=300.0)
+    begins(found, turn=8, replay_s=4.0)
+    assert found.replay_estimate_s() == 4.0
+    found.turn, found.last_turn_s = 12, 90.0
+    assert found.replay_estimate_s() == 6.0
+
+
+def test_without_a_replay_it_is_a_share_of_the_time_that_the_turns_took() -> None:
+    found = attempt()
+    begins(found, turn=0, replay_s=0.001)
+    assert found.replay_estimate_s() == 0.0
+    found.turn, found.last_turn_s = 5, 150.0
+    assert found.replay_estimate_s() == pytest.approx(7.0)
+
+
+def test_while_it_still_replays_it_is_a_share_of_all_attempts_before() -> None:
+    assert attempt(turns=8, run_s=300.0).replay_estimate_s() == pytest.approx(21.0)
+
+
+def test_the_registration_carries_it() -> None:
+    found = attempt(turns=8, run_s=300.0)
+    found.handle = Handle.open(os.getpid())
+    entry = found.registration()
+    assert (entry.role, entry.replay_s, entry.freezes, entry.shrinks) == ("cell", 21.0, False, True)
+
+
+def test_a_recovery_kills_what_was_left_but_never_a_daemon(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    left, other = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
+    beats: list[int] = []
+    queue: Any = SimpleNamespace(recover=lambda **_: [1, 2])
+    log: Any = SimpleNamespace(warning=lambda *_, **__: None, error=lambda *_, **__: None)
+    try:
+        for pid, role in ((left.pid, "cell"), (other.pid, "daemon"), (os.getpid(), "daemon")):
+            registry.put(Registration(pid=pid, start_ticks=procfs.start_ticks(pid) or 0, pgid=pid, role=role))
+        assert recover(queue, registry, log, beat=lambda: beats.append(1)) == 2
+        assert left.wait(5) == -9
+        assert other.poll() is None
+        assert list(tmp_path.iterdir()) == []
+    finally:
+        for process in (left, other):
+            process.kill()
+            process.wait()
+
+
+def test_a_warm_servers_registration_follows_its_cells(tmp_path: Path) -> None:
+    told: list[str] = []
+    log: Any = SimpleNamespace(warning=lambda event, **_: told.append(event))
+    pool = Pool(tmp_path, tmp_path / "err", Registry(tmp_path / "cells"), log)
+    server: Any = SimpleNamespace(
+        handle=Handle.open(os.getpid()),
+        pid=os.getpid(),
+        state="loading",
+        attempts=set(),
+        told=None,
+        warm={"engine": "x"},
+        started=1.0,
+    )
+
+    def registered() -> tuple[int, bool]:
+        entry = json.loads((tmp_path / "cells" / f"{os.getpid()}.json").read_bytes())
+        return entry["cells"], entry["shrinks"]
+
+    pool.register(server)
+    pool.register(server)
+    assert told == ["registration_failed"]  # the folder is not there: told once, tried again
+    (tmp_path / "cells").mkdir()
+    pool.register(server)
+    assert registered() == (0, False)
+    server.state, server.attempts = "ready", {1, 2}
+    pool.register(server)
+    assert registered() == (2, True)
+    (tmp_path / "cells" / f"{os.getpid()}.json").unlink()
+    pool.register(server)  # nothing changed: nothing is written
+    assert list((tmp_path / "cells").iterdir()) == []

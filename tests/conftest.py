@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from helpers.arena import Arena
 from helpers.home import Home
+from helpers.memory_cgroup import MemoryCgroup, Unavailable
 from overnight.paths import Paths
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -49,6 +52,32 @@ def home(tmp_path: Path) -> Iterator[Home]:
     found = Home(tmp_path / "h")
     yield found
     found.end()
+
+
+@pytest.fixture
+def cgroup() -> Iterator[MemoryCgroup]:
+    """A memory cgroup of our own with a limit of 256 MiB, below the one that we are in."""
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(MemoryCgroup.made(256 * 2**20))
+        except Unavailable as reason:
+            pytest.skip(str(reason))
+        yield made
+
+
+@pytest.fixture
+def arena(tmp_path: Path) -> Iterator[Callable[[int], Arena]]:
+    """Makes arenas: `arena(limit_bytes)`. Nothing is left in them afterwards."""
+    with ExitStack() as stack:
+
+        def make(limit_bytes: int) -> Arena:
+            home = tmp_path / f"arena-{limit_bytes}-{len(list(tmp_path.iterdir()))}"
+            try:
+                return stack.enter_context(Arena.made(limit_bytes, home))
+            except Unavailable as reason:
+                pytest.skip(str(reason))
+
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from helpers.memory_cgroup import MemoryCgroup
 from helpers.waiting import until
 from overnight_watchdog.journal import PRESSURE_BYTES, read_pressure
 
@@ -91,16 +93,45 @@ def test_it_publishes_and_stops_in_good_order(tmp_path: Path) -> None:
     assert record["level"] in {"ok", "hold", "shrink", "freeze", "evict", "kill"}
     assert 0 <= time.monotonic() - record["monotonic_s"] < DEADLINE_S
     first, last = events(tmp_path)[0], events(tmp_path)[-1]
-    assert (first["event"], first["limit_bytes"], first["acts"]) == (
-        "watchdog_started",
-        record["limit_bytes"],
-        False,
-    )
+    assert (first["event"], first["limit_bytes"], first["acts"]) == ("watchdog_started", record["limit_bytes"], True)
+    assert first["bounds"][0] == {"source": first["limit_source"], "limit_bytes": first["limit_bytes"]}
+    assert {"hold_percent", "evict_s"} <= first["thresholds"].keys()
+    assert all(first[name].keys() == {"ok", "detail"} for name in ("mlock", "oom_score_adj"))
     assert (last["event"], last["reason"]) == ("watchdog_stopped", "SIGTERM")
     assert last["sequence"] >= record["sequence"]
     assert all(
         event["event"] in {"watchdog_started", "pressure_changed", "watchdog_stopped"} for event in events(tmp_path)
     )
+
+
+def test_a_dry_run_says_that_it_does_nothing(tmp_path: Path) -> None:
+    with running(tmp_path, *QUICK, "--dry-run") as process:
+        advances(tmp_path, process.pid)
+    assert events(tmp_path)[0]["acts"] is False
+
+
+def test_it_makes_the_folder_for_registrations_and_one_in_it_ends_a_long_sleep(tmp_path: Path) -> None:
+    """A process that is found stopped is thawed; with looks four seconds apart only inotify can tell."""
+    cells = tmp_path / "var" / "run" / "cells"
+    stopped = subprocess.Popen(["sleep", "600"])
+    stopped.send_signal(signal.SIGSTOP)
+    try:
+        with running(tmp_path, "--interval", "4.0") as process:
+            eventually(lambda: heartbeat(tmp_path)["pid"] == process.pid, "the first heartbeat")
+            assert stat.S_IMODE(cells.stat().st_mode) == 0o700
+            ticks = int(Path(f"/proc/{stopped.pid}/stat").read_text().rsplit(")", 1)[1].split()[19])
+            entry = {"v": 1, "boot_id": heartbeat(tmp_path)["boot_id"], "pid": stopped.pid, "start_ticks": ticks}
+            (cells / ".new").write_text(json.dumps(entry | {"role": "cell", "cell": "alpha"}))
+            since_s = time.monotonic()
+            (cells / ".new").rename(cells / f"{stopped.pid}.json")
+            eventually(lambda: psutil.Process(stopped.pid).status() != psutil.STATUS_STOPPED, "the thaw")
+            took_s = time.monotonic() - since_s
+    finally:
+        stopped.kill()
+        stopped.wait()
+    assert took_s < 3.0
+    thawed = next(event for event in events(tmp_path) if event["event"] == "thawed")
+    assert (thawed["pid"], thawed["cell"], thawed["trigger"]) == (stopped.pid, "alpha", "found_stopped")
 
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGHUP])
@@ -154,8 +185,8 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     with running(tmp_path) as second:
         advances(tmp_path, second.pid)
         record = heartbeat(tmp_path)
-        stat = Path(f"/proc/{second.pid}/stat").read_text()
-        assert record["start_ticks"] == int(stat.rsplit(")", 1)[1].split()[19])
+        text = Path(f"/proc/{second.pid}/stat").read_text()
+        assert record["start_ticks"] == int(text.rsplit(")", 1)[1].split()[19])
 
 
 def test_a_config_that_is_wrong_is_one_line_and_exit_2(tmp_path: Path) -> None:
@@ -349,38 +380,13 @@ sys.stdin.read()
 """
 
 
-@pytest.fixture
-def cgroup(tmp_path: Path) -> Iterator[Path]:
-    """A memory cgroup of our own with a limit of 256 MiB, below the one that we are in."""
-    from overnight_watchdog.limits import memory_cgroups
-
-    if os.geteuid() != 0:
-        pytest.skip("making a memory cgroup needs root")
-    limits = {"cgroup1": "memory.limit_in_bytes", "cgroup2": "memory.max"}
-    parents = [folder for folder in memory_cgroups() if (folder.path / "memory.stat").exists()]
-    if not parents:
-        pytest.skip("no memory cgroups here")
-    folder = parents[0].path / f"overnight-test-{os.getpid()}"
-    try:
-        folder.mkdir()
-        (folder / limits[parents[0].kind]).write_text(str(256 * 2**20))
-    except OSError as error:
-        if folder.exists():
-            folder.rmdir()
-        pytest.skip(f"no memory cgroup can be made here: {error}")
-    yield folder
-    eventually(lambda: not (folder / "cgroup.procs").read_text(), "an empty cgroup")
-    folder.rmdir()
-
-
 @pytest.mark.root
-def test_a_real_cgroup_bounds_it_and_clean_page_cache_does_not_count(cgroup: Path, tmp_path: Path) -> None:
+def test_a_real_cgroup_bounds_it_and_clean_page_cache_does_not_count(cgroup: MemoryCgroup, tmp_path: Path) -> None:
     """64 MiB of anonymous memory show in the usage; 128 MiB of a file that was written and synced do not."""
-    join = ["sh", "-c", f'echo $$ >"{cgroup}/cgroup.procs" && exec "$@"', "sh"]
 
     def once() -> dict[str, Any]:
         shown = subprocess.run(
-            [*join, *command(tmp_path, "--once", "--json")],
+            cgroup.join(*command(tmp_path, "--once", "--json")),
             env=environment(),
             capture_output=True,
             text=True,
@@ -391,22 +397,18 @@ def test_a_real_cgroup_bounds_it_and_clean_page_cache_does_not_count(cgroup: Pat
         return view
 
     idle = once()
-    assert (idle["limit_bytes"], idle["limit_source"]) == (256 * 2**20, f"cgroup:{cgroup}")
+    assert (idle["limit_bytes"], idle["limit_source"]) == (256 * 2**20, f"cgroup:{cgroup.folder}")
     eater = subprocess.Popen(
-        [*join, sys.executable, "-c", EATER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        cgroup.join(sys.executable, "-c", EATER), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     try:
         assert eater.stdout is not None and eater.stdout.readline() == "ready\n"
         subprocess.run(
-            [*join, "dd", "if=/dev/zero", f"of={tmp_path / 'file'}", "bs=1M", "count=128", "conv=fsync"],
+            cgroup.join("dd", "if=/dev/zero", f"of={tmp_path / 'file'}", "bs=1M", "count=128", "conv=fsync"),
             capture_output=True,
             check=True,
         )
-        charged = next(
-            int((cgroup / name).read_text())
-            for name in ("memory.usage_in_bytes", "memory.current")
-            if (cgroup / name).exists()
-        )
+        charged = cgroup.charged_bytes()
         busy = once()
     finally:
         eater.communicate("")

@@ -46,7 +46,7 @@ def test_the_two_packages_know_nothing_of_each_other(repository: Path) -> None:
     assert seen > 30
 
 
-@pytest.mark.parametrize("folder", ["dispatch", "queue", "cli", "grid", "cells"])
+@pytest.mark.parametrize("folder", ["dispatch", "queue", "cli", "doctor", "grid", "cells"])
 def test_light_folders_name_no_heavy_package(repository: Path, folder: str) -> None:
     for path, tree in modules(repository, f"daemon/overnight/{folder}"):
         assert not imported(tree) & HEAVY, path

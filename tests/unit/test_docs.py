@@ -82,12 +82,32 @@ def test_every_log_event_is_documented(repository: Path, operations: str) -> Non
         assert f"`{event}`" in operations, event
 
 
+def told(repository: Path) -> Iterator[str]:
+    """Names of events that the watchdog logs: texts that its writers are given beside the severity, and the values of
+    tables and variables that are called after events."""
+    writers = {"write", "line", "action", "seldom", "tell", "_tell"}
+    for path in (repository / "watchdog" / "overnight_watchdog").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            values: list[ast.expr] = []
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in writers:
+                values = node.args
+            elif isinstance(node, ast.Assign) and "event" in ast.unparse(node.targets[0]).lower():
+                table = node.value
+                values = table.values if isinstance(table, ast.Dict) else getattr(table, "elts", [table])
+            texts = {each.value for each in values if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+            yield from texts - {"info", "warning", "error"}
+
+
 def test_every_watchdog_event_is_documented(repository: Path, operations: str) -> None:
-    text = "".join(path.read_text() for path in (repository / "watchdog" / "overnight_watchdog").glob("*.py"))
-    events = set(re.findall(r'"((?:watchdog|pressure|sampling)_[a-z]+)"', text))
-    assert "watchdog_started" in events
+    events = set(told(repository))
+    assert {
+        *("watchdog_started", "pressure_changed", "pressure_sampled", "sampling_failed", "watchdog_stopped"),
+        *("shrink_asked", "frozen", "thawed", "evicted", "killed", "victim_gone", "victim_stays", "no_victim"),
+        *("thrashing", "daemon_restarted", "action_skipped", "action_planned"),
+    } <= events
+    table = operations[operations.index("`var/log/watchdog.jsonl`:") :]
     for event in sorted(events):
-        assert f"`{event}`" in operations, event
+        assert f"`{event}`" in table, event
 
 
 def test_readme_shows_the_two_commands(readme: str) -> None:

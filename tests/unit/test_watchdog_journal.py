@@ -17,6 +17,7 @@ from overnight_watchdog.journal import (
     PRESSURE_BYTES,
     EventLog,
     PressureFile,
+    block,
     checksum,
     pressure_block,
     read_pressure,
@@ -36,6 +37,7 @@ RECORD: dict[str, Any] = {
     "usage_bytes": 2**60,
     "slope_bytes_per_s": -(2**60),
     "exhaustion_s": None,
+    "frozen": 1000,
     "sequence": 10**15,
     "monotonic_s": 12345678.123456789,
 }
@@ -57,6 +59,15 @@ def test_the_checksum_is_the_contracts() -> None:
     plain = json.dumps(RECORD, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     assert checksum(RECORD) == f"{zlib.crc32(plain.encode()):08x}"
     assert json.loads(pressure_block(RECORD))["checksum"] == checksum(RECORD)
+
+
+@pytest.mark.parametrize("size", [256, 512, 1024])
+def test_a_block_is_exactly_as_long_as_it_should_be(size: int) -> None:
+    made = block({"v": 1, "cell": "é"}, size)
+    assert len(made) == size and made.endswith(b" \n")
+    assert json.loads(made) == {"v": 1, "cell": "é", "checksum": checksum({"v": 1, "cell": "é"})}
+    with pytest.raises(ValueError, match=f"does not fit into {size}"):
+        block({"cell": "x" * size}, size)
 
 
 def test_a_heartbeat_that_does_not_fit_is_refused() -> None:
@@ -119,14 +130,14 @@ def test_a_full_disk_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @given(st.integers(0, PRESSURE_BYTES - 1), st.integers(0, 255))
 def test_any_damaged_byte_is_noticed(tmp_path_factory: pytest.TempPathFactory, place: int, byte: int) -> None:
-    block = pressure_block(RECORD | {"limit_source": "machine"})
-    damaged = block[:place] + bytes([byte]) + block[place + 1 :]
+    whole = pressure_block(RECORD | {"limit_source": "machine"})
+    damaged = whole[:place] + bytes([byte]) + whole[place + 1 :]
     path = tmp_path_factory.getbasetemp() / "damaged-pressure.json"
     path.write_bytes(damaged)
     try:
         record = read_pressure(path)
     except ValueError:
-        assert damaged != block
+        assert damaged != whole
     else:  # only white space for white space leaves the record as it was
         assert {name: value for name, value in record.items() if name != "checksum"} == json.loads(
             json.dumps(RECORD | {"limit_source": "machine"})
@@ -151,6 +162,13 @@ def test_sources_are_shortened_from_the_front() -> None:
     assert short_source("cgroup:/" + "a" * 100 + "/leaf").endswith("a/leaf")
     assert len(short_source("cgroup:/" + "a" * 100)) == 80
     assert short_source("cgroup:/\udc80é") == "cgroup:/??"
+    assert short_source('cgroup:/a\\x2db"\n\x7f') == "cgroup:/a?x2db???"  # what JSON would make longer
+
+
+@given(st.text(st.characters(codec=None)))
+def test_a_short_source_is_as_long_in_json(source: str) -> None:
+    short = short_source(source)
+    assert len(json.dumps(short)) == len(short) + 2 <= 82
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from overnight_watchdog.limits import Bound, bounds, memory_cgroups, parse_size
+from helpers.fake_machine import FakeMachine
+from overnight_watchdog.limits import Bound, CgroupFolder, Kind, bounds, cgroup_at, memory_cgroups, parse_size
 
 GIB = 2**30
 MACHINE = 16 * GIB
 V1_UNLIMITED = "9223372036854771712\n"
-V1_MOUNT = "35 31 0:32 {root} /sys/fs/cgroup/memory rw,nosuid shared:9 - cgroup cgroup rw,memory\n"
-V2_MOUNT = "41 31 0:38 {root} /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
-NOISE = (
-    "22 27 0:21 / /proc rw,relatime - proc proc rw\n"
-    "32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu\n"
-)
 
 
-class Tree:
-    """A fake /proc and /sys."""
-
-    def __init__(self, folder: Path) -> None:
-        self.proc, self.sys = folder / "proc", folder / "sys"
-
-    def write(self, path: str, text: str | bytes) -> None:
-        where = self.proc.parent / path
-        where.parent.mkdir(parents=True, exist_ok=True)
-        where.write_bytes(text if isinstance(text, bytes) else text.encode())
+class Tree(FakeMachine):
+    """Its limits, as they are found in it."""
 
     def limit(self, budget: int | None = None) -> Bound:
         return bounds(MACHINE, budget, memory_cgroups(self.proc, self.sys))[0]
@@ -47,16 +35,14 @@ def tree(tmp_path: Path) -> Tree:
 
 def v2(tree: Tree, membership: str, root: str = "/", **limits: str) -> None:
     """A v2 hierarchy; `limits` are folders below the mount (`_` = the mount, `a__b` = a/b) -> memory.max."""
-    tree.write("proc/self/cgroup", f"0::{membership}\n")
-    tree.write("proc/self/mountinfo", NOISE + V2_MOUNT.format(root=root))
+    tree.lives_in(v2=membership, root=root)
     for name, text in limits.items():
         folder = "" if name == "_" else name.replace("__", "/") + "/"
         tree.write(f"sys/fs/cgroup/{folder}memory.max", text)
 
 
 def v1(tree: Tree, membership: str, root: str = "/", **limits: str) -> None:
-    tree.write("proc/self/cgroup", f"9:name=systemd:/\n4:cpu,cpuacct:/x\n3:memory:{membership}\n0::/\n")
-    tree.write("proc/self/mountinfo", NOISE + V1_MOUNT.format(root=root))
+    tree.lives_in(v1=membership, root=root)
     for name, text in limits.items():
         folder = "" if name == "_" else name.replace("__", "/") + "/"
         tree.write(f"sys/fs/cgroup/memory/{folder}memory.limit_in_bytes", text)
@@ -138,8 +124,7 @@ def test_v1_parent_without_hierarchy_does_not_bind_its_children(tree: Tree) -> N
 
 def test_hybrid_takes_the_hierarchy_that_has_the_memory_controller(tree: Tree) -> None:
     v1(tree, "/job", _=V1_UNLIMITED, job=f"{2 * GIB}\n")
-    unified = V2_MOUNT.format(root="/").replace("/sys/fs/cgroup ", "/sys/fs/cgroup/unified ")
-    tree.write("proc/self/mountinfo", NOISE + V1_MOUNT.format(root="/") + unified)
+    tree.lives_in(v1="/job", v2="/job", hybrid=True)
     tree.write("sys/fs/cgroup/unified/cgroup.controllers", "hugetlb\n")
     assert tree.sources() == ["cgroup:/sys/fs/cgroup/memory/job", "machine"]
 
@@ -181,7 +166,10 @@ def test_a_damaged_or_meaningless_limit_bounds_nobody(tree: Tree, damaged: str |
     assert tree.limit().limit_bytes == 8 * GIB
 
 
-@pytest.mark.parametrize("damaged", ["", "garbage", "0:", "::", "0::relative", "4:memory\n", b"\xff\x00:\n"])
+@pytest.mark.parametrize(
+    "damaged",
+    ["", "garbage", "0:", "::", "0::relative", "4:memory\n", b"\xff\x00:\n", "0::/" + "x" * 5000, b"0::/\x00"],
+)
 def test_a_damaged_membership_leaves_the_machine(tree: Tree, damaged: str | bytes) -> None:
     v2(tree, "/a", a=f"{GIB}")
     tree.write("proc/self/cgroup", damaged)
@@ -197,10 +185,45 @@ def test_a_damaged_mountinfo_falls_back(tree: Tree, damaged: str | bytes) -> Non
 
 def test_the_budget_joins_in(tree: Tree) -> None:
     v2(tree, "/a", a=f"{2 * GIB}")
-    assert tree.limit(budget=GIB) == Bound("budget", GIB)
+    assert tree.limit(budget=GIB) == Bound("budget", GIB, budget=True)
+    assert tree.limit(budget=GIB).source == "budget"
     assert tree.limit(budget=3 * GIB).kind == "cgroup2"
     assert tree.limit(budget=2 * GIB).kind == "budget"  # of two equal bounds the narrower one is named
     assert bounds(MACHINE, 2 * MACHINE, ())[0].kind == "machine"
+
+
+@pytest.mark.parametrize("kind", ["cgroup1", "cgroup2"])
+def test_a_budget_with_a_cgroup_of_its_own_is_measured_there_and_still_called_budget(tree: Tree, kind: Kind) -> None:
+    folder = CgroupFolder(kind, tree.sys / "fs/cgroup/ours")
+    found = bounds(MACHINE, GIB, (), folder)
+    assert found[0] == Bound(kind, GIB, folder.path, budget=True)
+    assert [bound.source for bound in found] == ["budget", "machine"]
+    assert bounds(MACHINE, None, (), folder) == (Bound("machine", MACHINE),)
+
+
+def test_what_kind_of_cgroup_a_folder_is(tree: Tree) -> None:
+    old = tree.v1("old", limit=GIB)
+    new = tree.v2("new", limit="max")
+    assert cgroup_at(old) == CgroupFolder("cgroup1", old)
+    assert cgroup_at(new) == CgroupFolder("cgroup2", new)
+    for none in (tree.sys, tree.sys / "gone", tree.sys / ("x" * 5000), Path("/\0"), Path("/\ud800")):
+        assert cgroup_at(none) is None
+
+
+def test_a_cgroup_file_system_that_may_not_be_looked_at_leaves_the_machine(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    v2(tree, "/a", a=f"{GIB}")
+    real = Path.stat
+
+    def refuse(path: Path, **more: bool) -> os.stat_result:
+        if path.is_relative_to(tree.sys):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, **more)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert tree.limit().kind == "machine"
+    assert cgroup_at(tree.sys / "fs/cgroup/a") is None
 
 
 def test_a_container_that_is_resized_is_seen_at_the_next_call(tree: Tree) -> None:
@@ -240,3 +263,20 @@ def test_any_text_is_a_positive_size_or_refused(text: str) -> None:
         assert parse_size(text) > 0
     except ValueError as error:
         assert repr(text) in str(error)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200), st.binary(max_size=200), st.binary(max_size=60))
+def test_no_bytes_at_all_make_it_fail(tree: Tree, membership: bytes, mounts: bytes, limit: bytes) -> None:
+    """Whatever /proc and /sys say: every bound is a positive number, and the machine is always among them."""
+    v2(tree, "/a", a=f"{GIB}")
+    for path, good, damaged in (
+        ("proc/self/cgroup", b"0::/a\n", membership),
+        ("proc/self/mountinfo", b"", mounts),
+        ("sys/fs/cgroup/a/memory.max", b"5", limit),
+    ):
+        for content in (damaged, good + damaged):
+            tree.write(path, content)
+            found = bounds(MACHINE, None, memory_cgroups(tree.proc, tree.sys))
+            assert found[-1] == Bound("machine", MACHINE)
+            assert all(0 < bound.limit_bytes <= MACHINE for bound in found)

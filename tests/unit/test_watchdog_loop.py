@@ -1,62 +1,25 @@
-"""The loop under a fake clock and fake samples; the limits it reads; what it never imports and never does."""
+"""The loop, a look at a time: the whole ladder on simulated leaks, and what it says of it."""
 
 from __future__ import annotations
 
 import ast
-import json
-import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import overnight_watchdog
-from overnight_watchdog.assess import Thresholds
-from overnight_watchdog.journal import EventLog, PressureFile, read_pressure
-from overnight_watchdog.loop import SUMMARY_S, Eye, Watchdog
-from overnight_watchdog.sample import Sample, SampleError
+from helpers.fake_kernel import MIB
+from helpers.watchdog_world import LIMIT, SOURCE, World
+from overnight_watchdog.assess import Level, Thresholds
+from overnight_watchdog.decide import Step
+from overnight_watchdog.pace import BUSY_S, FILL_BYTES_PER_S, PATIENCE, SHORTEST_S
 
-LIMIT = 1000 * 2**20
 PACKAGE = Path(overnight_watchdog.__path__[0])
-
-
-class World:
-    """A watchdog whose looks, clock and disk are ours. percent: the headroom, None = nothing is seen."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.now_s = 1000.0
-        self.percent: float | None = 50.0
-        self.watchdog = Watchdog(
-            look=self.look,
-            heartbeat=PressureFile(home / "var" / "run" / "pressure.json"),
-            log=EventLog(home / "var" / "log" / "watchdog.jsonl"),
-            identity={"boot_id": "b", "pid": 7, "start_ticks": 9},
-            clock=lambda: self.now_s,
-        )
-
-    def look(self) -> Sample:
-        if self.percent is None:
-            raise SampleError("nothing to be seen")
-        headroom = round(LIMIT * self.percent / 100)
-        return Sample(self.now_s, LIMIT, "machine", LIMIT - headroom, headroom, "machine")
-
-    def step(self, percent: float | None, after_s: float = 1.0) -> None:
-        self.percent = percent
-        self.watchdog.step()
-        self.now_s += after_s
-
-    @property
-    def heartbeat(self) -> dict[str, Any]:
-        return read_pressure(self.home / "var" / "run" / "pressure.json")
-
-    @property
-    def events(self) -> list[dict[str, Any]]:
-        path = self.home / "var" / "log" / "watchdog.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+USR1, TERM, KILL, STOP, CONT = signal.SIGUSR1, signal.SIGTERM, signal.SIGKILL, signal.SIGSTOP, signal.SIGCONT
+ACTS = ("shrink_asked", "frozen", "thawed", "evicted", "killed", "victim_gone")
 
 
 @pytest.fixture
@@ -64,117 +27,345 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def test_a_heartbeat_holds_the_contracts_fields(world: World) -> None:
-    world.step(50)
-    first = world.heartbeat
-    assert list(first) == sorted(first)
-    assert {name: value for name, value in first.items() if name != "checksum"} == {
-        "v": 1,
-        "boot_id": "b",
-        "pid": 7,
-        "start_ticks": 9,
-        "level": "ok",
+# -- the ladder -------------------------------------------------------------------------------------------------
+
+
+def test_a_leak_climbs_the_whole_ladder_and_everybody_else_is_left_alone(world: World) -> None:
+    bystander = world.start(10, 500, catches=[USR1], shrinks=True, last_turn_s=900.0)
+    leak = world.start(20, 50, ramp_mib=60)
+    world.until(lambda: not leak.alive, 60)
+    world.lasts(3)
+    assert world.story == [
+        "hold",
+        "shrink_asked",
+        "shrink",
+        "frozen",
+        "freeze",
+        "thawed",
+        "evicted",
+        "victim_gone",
+        "evict",
+        "ok",
+    ]
+    assert bystander.received == [USR1] and leak.received == [STOP, CONT, TERM]
+    assert world.heartbeat["level"] == "ok" and world.heartbeat["frozen"] == 0
+
+
+def test_every_line_about_an_action_says_what_whom_why_and_the_figures(world: World) -> None:
+    world.start(20, 500, ramp_mib=60)
+    world.until(lambda: bool(world.named("victim_gone")), 60)
+    evicted, gone = world.named("evicted", "victim_gone")
+    expected = {
+        "level": "warning",
+        "pid": 20,
+        "role": "cell",
+        "cell": "night/cell_20",
+        "attempt": 2,
+        "step": "evict",
+        "trigger": "headroom",
+        "pressure": "evict",
         "limit_bytes": LIMIT,
-        "limit_source": "machine",
-        "headroom_bytes": LIMIT // 2,
-        "usage_bytes": LIMIT // 2,
-        "slope_bytes_per_s": None,
-        "exhaustion_s": None,
-        "sequence": 1,
-        "monotonic_s": 1000.0,
+        "limit_source": SOURCE,
     }
-    world.step(40)
-    second = world.heartbeat
-    assert (second["sequence"], second["slope_bytes_per_s"]) == (2, LIMIT // 10)
+    assert expected.items() <= evicted.items()
+    assert evicted["headroom_bytes"] <= LIMIT // 10
+    assert evicted["own_bytes"] == evicted["peak_bytes"]
+    assert evicted["own_bytes"] == pytest.approx(LIMIT - evicted["headroom_bytes"], abs=4096)
+    assert evicted["slope_bytes_per_s"] == pytest.approx(60 * MIB, rel=0.01)
+    assert evicted["exhaustion_s"] == pytest.approx(evicted["headroom_bytes"] / (60 * MIB), rel=0.01)
+    assert evicted["loss_s"] == pytest.approx(world.verdicts()[0]["monotonic_s"] - 1000, abs=0.002)
+    assert (gone["after_s"], gone["freed_bytes"]) == (0.0, evicted["own_bytes"])
+    for event in world.named(*ACTS):
+        assert {"pid", "role", "cell", "attempt"} <= event.keys()
 
 
-def test_every_change_of_level_is_one_line_and_a_sample_is_none(world: World) -> None:
-    for percent in (50, 50, 19, 19, 21, 23, 14, 4):
-        world.step(percent)
-    assert [(e["event"], e["level"], e["from"], e["to"]) for e in world.events] == [
-        ("pressure_changed", "warning", "ok", "hold"),
-        ("pressure_changed", "info", "hold", "ok"),
-        ("pressure_changed", "warning", "ok", "shrink"),
-        ("pressure_changed", "warning", "shrink", "kill"),
-    ]
-    assert world.events[0]["headroom_bytes"] == LIMIT * 19 // 100
-    assert world.heartbeat["level"] == "kill"
+def test_the_verdict_is_what_the_contract_says(world: World) -> None:
+    process = world.start(20, 500, ramp_mib=60)
+    world.until(lambda: not process.alive, 60)
+    (verdict,) = world.verdicts()
+    fields = (
+        *("v", "boot_id", "sequence", "monotonic_s", "wall_s", "pid", "start_ticks", "role", "cell", "attempt", "step"),
+        *("trigger", "level", "limit_bytes", "limit_source", "headroom_bytes", "slope_bytes_per_s", "exhaustion_s"),
+        *("own_bytes", "peak_bytes", "loss_s", "checksum"),
+    )
+    assert set(verdict) == set(fields)
+    assert (verdict["pid"], verdict["start_ticks"], verdict["attempt"]) == (20, process.ticks, 2)
+    assert verdict["wall_s"] == pytest.approx(1_700_000_000 + verdict["monotonic_s"], abs=0.002)
 
 
-def test_a_summary_a_minute(world: World) -> None:
-    for second in range(int(3 * SUMMARY_S) + 1):
-        world.step(30 if second == 70 else 50)
-    summaries = world.events
-    assert [event["event"] for event in summaries] == ["pressure_sampled"] * 3
-    assert [event["sequence"] for event in summaries] == [61, 121, 181]
-    assert [event["lowest_headroom_bytes"] for event in summaries] == [
-        LIMIT // 2,
-        LIMIT * 3 // 10,
-        LIMIT // 2,
-    ]
-    assert all(event["own_rss_bytes"] > 2**20 for event in summaries)
-    assert all(event["pressure"] == "ok" and event["level"] == "info" for event in summaries)
+def test_a_burst_is_killed_at_once(world: World) -> None:
+    """From 30 % to nothing between two looks: no time to ask."""
+    burst = world.start(20, 700)
+    world.step()
+    world.kernel.holds(20, 970 * MIB)
+    world.step()
+    assert burst.received == [KILL]
+    assert [verdict["step"] for verdict in world.verdicts()] == ["kill"]
 
 
-def test_blindness_publishes_nothing_and_is_told_once_a_minute(world: World) -> None:
-    world.step(50)
-    before = world.heartbeat
-    for _ in range(int(SUMMARY_S) + 1):
-        world.step(None)
-    assert world.heartbeat == before
-    assert [(event["event"], event["level"]) for event in world.events] == [("sampling_failed", "error")] * 2
-    world.step(10)
-    assert world.heartbeat["sequence"] == 2
-    assert world.heartbeat["slope_bytes_per_s"] is None  # no slope across the gap
+def test_one_that_does_not_leave_is_killed_after_its_grace(world: World) -> None:
+    stubborn = world.start(20, 940, stubborn=[TERM], freezes=False)
+    world.until(lambda: not stubborn.alive, 5)
+    evicted, killed = world.named("evicted", "killed")
+    assert evicted["trigger"] == "headroom" and killed["trigger"] == "grace_over"
+    assert [each["step"] for each in world.verdicts()] == ["evict", "kill"]
+    assert world.verdicts()[1]["monotonic_s"] - world.verdicts()[0]["monotonic_s"] == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_disk_that_refuses_everything_does_not_stop_it(world: World) -> None:
-    (world.home / "var").write_text("a file where the folder should be")
-    for _ in range(int(SUMMARY_S) + 1):
-        world.step(15)
-    (world.home / "var").unlink()
-    world.step(15, after_s=SUMMARY_S)
-    assert world.heartbeat["sequence"] == SUMMARY_S + 2
-    world.step(15)
-    assert world.events[-1]["heartbeats_lost"] == SUMMARY_S + 1
-    assert world.events[-1]["lines_lost"] == 2
+def test_one_victim_at_a_time_until_there_is_room(world: World) -> None:
+    cells = [world.start(pid, 94, freezes=False, last_turn_s=990.0, started_s=900.0 + pid) for pid in range(10, 20)]
+    world.until(lambda: bool(world.named("evicted")), 5)
+    world.lasts(5)
+    assert [each.alive for each in cells] == [True] * 9 + [False], "the newest, and it is enough"
 
 
-def test_run_tells_of_its_start_and_its_end(world: World) -> None:
-    reasons: Iterator[str | None] = iter([None, None, "SIGTERM"])
-    world.watchdog.run(lambda: next(reasons), limit_bytes=LIMIT)
-    started, stopped = world.events
-    assert (started["event"], started["acts"], started["limit_bytes"]) == ("watchdog_started", False, LIMIT)
-    assert started["thresholds"]["hold_percent"] == Thresholds().hold_percent
-    assert (stopped["event"], stopped["reason"], stopped["sequence"]) == ("watchdog_stopped", "SIGTERM", 3)
+def test_a_victim_that_cannot_die_is_told_and_another_one_goes(world: World) -> None:
+    stuck = world.start(30, 500, stubborn=[TERM, KILL])
+    other = world.start(20, 430, loss_s=1)
+    world.until(lambda: not other.alive, 10)
+    assert stuck.alive
+    world.until(lambda: bool(world.named("victim_stays")), 20)
+    (stays,) = world.named("victim_stays")
+    assert (stays["pid"], stays["level"]) == (30, "error")
+    world.lasts(20)
+    assert len(world.named("victim_stays")) == 1
+    assert stuck.received.count(KILL) == 1
+    assert ("release", 30, 0) in world.kernel.calls
 
 
-def test_the_eye_finds_its_cgroups_once_a_minute_and_reads_limits_each_time(tmp_path: Path) -> None:
-    proc, sys_root = tmp_path / "proc", tmp_path / "sys"
-    (proc / "self").mkdir(parents=True)
-    (proc / "self" / "cgroup").write_text("0::/a\n")
-    for name, limit in (("a", 2**24), ("b", 2**23)):
-        (sys_root / "fs" / "cgroup" / name).mkdir(parents=True)
-        (sys_root / "fs" / "cgroup" / name / "memory.max").write_text(f"{limit}\n")
-        (sys_root / "fs" / "cgroup" / name / "memory.current").write_text(f"{2**20}\n")
-    now = [0.0]
-    eye = Eye(budget_bytes=None, tree_root=lambda: None, clock=lambda: now[0], proc_root=proc, sys_root=sys_root)
-    assert (eye.look().limit_bytes, eye.look().headroom_bytes) == (2**24, 2**24 - 2**20)
-    (sys_root / "fs" / "cgroup" / "a" / "memory.max").write_text(f"{2**22}\n")
-    assert eye.look().limit_bytes == 2**22
-    (proc / "self" / "cgroup").write_text("0::/b\n")
-    assert eye.look().limit_bytes == 2**22
-    now[0] = SUMMARY_S
-    assert eye.look().limit_bytes == 2**23
+def test_nobody_to_take_is_told_once_a_minute(world: World) -> None:
+    world.eye.other_bytes = 990 * MIB
+    world.start(20, 1, catches=[USR1])
+    for _ in range(100):
+        world.step(after_s=1.0)
+    assert [event["level"] for event in world.named("no_victim")] == ["error"] * 2
+    assert world.kernel.signals() == []
 
 
-@pytest.mark.parametrize(("root", "used"), [(os.getpid, True), (lambda: None, False)])
-def test_a_budget_counts_the_tree_only(root: Callable[[], int | None], used: bool) -> None:
-    eye = Eye(budget_bytes=2**20, tree_root=root)
-    sample = eye.look()
-    assert (sample.limit_bytes, sample.limit_source) == (2**20, "budget")
-    assert (sample.usage_bytes > 2**20) is used
-    assert (sample.headroom_bytes == 0) is used
+def test_freezing_counts_in_the_heartbeat_while_it_lasts(world: World) -> None:
+    world.start(20, 800, ramp_mib=30)
+    world.until(lambda: bool(world.named("frozen")), 10)
+    world.step()
+    assert world.heartbeat["frozen"] == 1
+    seconds = world.until(lambda: bool(world.named("thawed")), 10)
+    assert seconds == pytest.approx(3.0, abs=0.15)
+    world.step()
+    assert world.heartbeat["frozen"] == 0
+
+
+def test_an_evicted_one_that_was_frozen_counts_as_frozen_no_more(world: World) -> None:
+    world.start(20, 870, ramp_mib=30, role="command", stubborn=[TERM])
+    world.until(lambda: bool(world.named("frozen")), 10)
+    world.eye.other_bytes = 60 * MIB
+    world.until(lambda: bool(world.named("evicted")), 10)
+    world.step()
+    assert world.kernel.signals()[-2:] == [(20, TERM), (20, CONT)]
+    assert world.heartbeat["frozen"] == 0
+
+
+def test_never_frozen_longer_than_the_lease_while_others_die(world: World) -> None:
+    """Somebody is ended at every single look, and none of it holds up the thaw."""
+    frozen = world.start(20, 50, ramp_mib=2, last_turn_s=1.0)
+    world.eye.other_bytes = 830 * MIB
+    world.until(lambda: bool(world.named("frozen")), 10)
+    since_s = world.guarded(20).frozen_s
+    assert since_s is not None
+    for number in range(70):
+        world.start(100 + number, 17, last_turn_s=world.now_s)
+    world.eye.other_bytes = 2 * LIMIT
+    while frozen.state == "T":
+        world.step(after_s=0.05)
+        assert world.now_s - since_s < 3.2
+    assert frozen.alive and len(world.named("killed")) >= 55
+    (thawed,) = world.named("thawed")
+    assert thawed["trigger"] == "lease_over"
+
+
+def test_who_ends_while_frozen_leaves_nobody_frozen_behind(world: World) -> None:
+    root = world.start(20, 800, ramp_mib=30, role="command")
+    child = world.kernel.start(21, parent=20)
+    world.until(lambda: bool(world.named("frozen")), 10)
+    assert (root.state, child.state) == ("T", "T")
+    world.kernel.end(20)  # somebody else has killed it
+    world.step()
+    assert child.state == "S" and 20 not in [each.pid for each in world.roster]
+
+
+# -- look again before the signal -------------------------------------------------------------------------------
+
+
+def test_what_has_passed_by_the_second_look_costs_nobody_his_life(world: World) -> None:
+    cell = world.start(20, 940, freezes=False)
+
+    def relief(number: int) -> None:
+        world.kernel.holds(20, (940 if number % 2 else 100) * MIB)
+
+    world.eye.at_look = relief
+    world.step()
+    assert cell.alive and cell.received == []
+    (skipped,) = world.named("action_skipped")
+    assert skipped["step"] == "evict" and "meanwhile" in skipped["why"]
+    assert world.verdicts() == []
+
+
+def test_blind_at_the_second_look_it_goes_by_the_first(world: World) -> None:
+    cell = world.start(20, 940, freezes=False)
+
+    def blinded(number: int) -> None:
+        world.eye.blind = number % 2 == 0
+
+    world.eye.at_look = blinded
+    world.step()
+    assert cell.received == [TERM]
+
+
+def test_a_skipped_end_still_ends_the_lease(world: World) -> None:
+    """Each first look says evict, each second one that it is over: nobody is frozen for ever by that."""
+    frozen = world.start(20, 800, ramp_mib=30)
+    world.until(lambda: bool(world.named("frozen")), 10)
+    world.ramps.clear()
+    world.eye.at_look = lambda number: setattr(world.eye, "other_bytes", (120 if number % 2 else 0) * MIB)
+    world.eye.looks = 0
+    world.until(lambda: frozen.state != "T", 4)
+    assert frozen.alive
+
+
+# -- the pause --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit_mib", "headroom_mib", "least_s", "most_s"),
+    [
+        (20_000, 10_000, BUSY_S, BUSY_S),
+        (20_000, 2000, 0.1, 0.5),
+        (1000, 1000, 0.1, 0.5),
+        (1000, 300, 0.02, 0.1),
+        (1000, 60, SHORTEST_S, SHORTEST_S),
+    ],
+)
+def test_the_pause_is_as_long_as_nothing_can_happen(
+    world: World, limit_mib: int, headroom_mib: int, least_s: float, most_s: float
+) -> None:
+    """A part of the time in which the headroom above `kill` could be gone, were it filled as fast as memory can be."""
+    world.eye.limit_bytes = limit_mib * MIB
+    world.start(20, 0, freezes=False)
+    world.eye.other_bytes = (limit_mib - headroom_mib) * MIB
+    world.watchdog.step()
+    pause_s = world.watchdog.pause_s()
+    room = (headroom_mib - limit_mib * Thresholds().kill_percent / 100) * MIB
+    assert pause_s == pytest.approx(min(BUSY_S, max(SHORTEST_S, PATIENCE * room / FILL_BYTES_PER_S)), rel=1e-3)
+    assert least_s <= pause_s <= most_s and PATIENCE <= 0.5
+
+
+def test_with_nobody_to_stop_it_sleeps_its_full_length(tmp_path: Path) -> None:
+    """And with somebody at most a second, since the dispatcher admits by what is seen."""
+    world = World(tmp_path, longest_s=2.5)
+    world.eye.other_bytes = LIMIT
+    world.watchdog.step()
+    assert world.watchdog.pause_s() == 2.5
+    world.start(5, 10, role="daemon")
+    world.watchdog.step()
+    assert world.watchdog.pause_s() == 2.5
+    world.eye.other_bytes, world.eye.limit_bytes = 0, 20_000 * MIB
+    world.start(20, 10)
+    world.watchdog.step()
+    assert world.watchdog.pause_s() == 1.0
+
+
+def test_while_somebody_leaves_it_looks_a_hundred_times_a_second(world: World) -> None:
+    world.start(20, 940, role="command", stubborn=[TERM], freezes=False)
+    world.watchdog.step()
+    assert world.actor.dying and world.watchdog.pause_s() == 0.01
+
+
+def test_while_somebody_is_frozen_it_looks_ten_times_a_second(world: World) -> None:
+    world.eye.limit_bytes = 64_000 * MIB
+    world.eye.other_bytes = 56_300 * MIB
+    world.start(20, 100, ramp_mib=100)
+    world.until(lambda: bool(world.named("frozen")), 10)
+    assert world.watchdog.pause_s() <= 0.1
+
+
+@pytest.mark.parametrize("ramp_mib", [20, 200, 2000, 6000])
+def test_no_level_is_slept_through(world: World, ramp_mib: int) -> None:
+    """However steady the leak, the look after a pause finds it near the next threshold, not far behind it."""
+    world.eye.limit_bytes = 8000 * MIB
+    world.start(20, 5000, ramp_mib=ramp_mib, freezes=False)
+    for _ in range(8):
+        world.step(after_s=0.01)
+    thresholds = [8000 * MIB * percent / 100 for percent in (20, 15, 12, 10)]
+    while (left := world.eye.limit_bytes - sum(each.own_bytes for each in world.kernel.processes())) > thresholds[-1]:
+        pause_s = world.step()
+        passed = [entry for entry in thresholds if left > entry >= left - pause_s * ramp_mib * MIB]
+        assert len(passed) <= 1, "two levels at once"
+        beyond = [entry - (left - pause_s * ramp_mib * MIB) for entry in passed]
+        assert max(beyond, default=0.0) <= SHORTEST_S * ramp_mib * MIB * 1.05
+
+
+# -- its life ---------------------------------------------------------------------------------------------------
+
+
+def test_it_tells_of_its_start_and_its_end_and_leaves_nobody_frozen(world: World) -> None:
+    world.watchdog.started(limit_bytes=LIMIT)
+    process = world.start(20, 800, ramp_mib=30)
+    world.until(lambda: process.state == "T", 10)
+    world.watchdog.stopped("SIGTERM")
+    first, *_, thawed, last = world.events
+    assert (first["event"], first["acts"], first["limit_bytes"]) == ("watchdog_started", True, LIMIT)
+    assert first["thresholds"]["hold_percent"] == Thresholds().hold_percent
+    assert (thawed["event"], thawed["trigger"]) == ("thawed", "stopping")
+    assert (last["event"], last["reason"]) == ("watchdog_stopped", "SIGTERM")
+    assert process.state == "S" and process.received == [STOP, CONT]
+
+
+def test_the_order_of_victims_can_be_asked_for_without_any_pressure(world: World) -> None:
+    world.start(20, 100, last_turn_s=1.0)
+    world.start(21, 100)
+    world.start(22, 50, role="warm")
+    world.start(5, 100, role="daemon")
+    world.step()
+    assert [each.pid for each, _ in world.watchdog.victims()] == [22, 21, 20]
+    assert world.watchdog.level is Level.OK
+
+
+def test_the_reaction_is_the_slowest_of_the_last_deaths_within_reason(world: World) -> None:
+    assert world.watchdog.reaction_s == 0.02
+    for number, delay_s in enumerate((0.0, 0.03, 0.5)):
+        victim = world.start(20 + number, 990, stubborn=[KILL])
+        world.step(after_s=0.001)
+        assert victim.alive
+        world.now_s += delay_s
+        world.kernel.end(victim.pid)
+        world.step(after_s=0.001)
+    assert world.watchdog.reaction_s == 0.05
+    assert [round(event["after_s"], 2) for event in world.named("victim_gone")] == [0.0, 0.03, 0.5]
+
+
+def test_a_victims_death_is_no_slope(world: World) -> None:
+    """What it gave back must not look like memory that comes free by itself."""
+    world.start(20, 990)
+    world.start(21, 5)
+    world.until(lambda: bool(world.named("victim_gone")), 5)
+    world.step()
+    assert world.heartbeat["slope_bytes_per_s"] is None
+
+
+def test_no_descriptor_is_left_open(world: World) -> None:
+    for number in range(30):
+        world.start(20 + number, 990, role="command" if number % 2 else "cell")
+        world.until(lambda: not world.actor.dying and len(world.named("victim_gone")) > number, 5)  # noqa: B023
+        world.drop(20 + number)
+    world.lasts(2)
+    assert world.kernel.open_count() == len(world.roster) == 0
+
+
+def test_every_step_has_an_event(world: World) -> None:
+    from overnight_watchdog import loop
+
+    assert set(loop._EVENTS) == set(Step)
+
+
+# -- what it is made of -----------------------------------------------------------------------------------------
 
 
 def test_it_imports_nothing_heavy_and_nothing_of_the_daemon() -> None:
@@ -184,7 +375,18 @@ def test_it_imports_nothing_heavy_and_nothing_of_the_daemon() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20)
     loaded = {name.split(".")[0] for name in shown.stdout.split()}
     assert "overnight_watchdog" in loaded
-    foreign = {"overnight", "torch", "structlog", "logging", "pydantic", "yaml", "supervisor", "numpy"}
+    foreign = {
+        "overnight",
+        "torch",
+        "structlog",
+        "logging",
+        "pydantic",
+        "yaml",
+        "supervisor",
+        "numpy",
+        "xmlrpc",
+        "http",
+    }
     assert loaded & foreign == set()
 
 
@@ -195,20 +397,3 @@ def test_only_the_standard_library_and_psutil_are_imported() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert {name.split(".")[0] for name in names} <= allowed, file
-
-
-def test_nothing_in_this_version_signals_anybody() -> None:
-    """It says so; a call that could signal would make it a lie."""
-    calls = {
-        "kill",
-        "killpg",
-        "pidfd_open",
-        "pidfd_send_signal",
-        "send_signal",
-        "terminate",
-        "suspend",
-        "resume",
-    }
-    for file in PACKAGE.glob("*.py"):
-        used = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
-        assert used & calls == set(), file

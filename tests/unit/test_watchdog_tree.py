@@ -1,4 +1,4 @@
-"""What our own processes hold, inherited pages counted once."""
+"""What a process tree holds, inherited pages counted once: on a fake /proc and with real processes."""
 
 from __future__ import annotations
 
@@ -6,40 +6,235 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from overnight_watchdog.tree import Process, held_bytes, read_tree, start_ticks
+from helpers.fake_machine import FakeMachine
+from overnight_watchdog.tree import MEMBERS_S, Stat, Tree, descendants, shmem_bytes, start_ticks, stat_of
 
 MIB = 2**20
+ROOT = 10
 
 
-def process(pid: int, parent: int, anonymous: int, *, forked: bool = False, shmem: int = 0) -> Process:
-    return Process(pid, parent, forked, anonymous * MIB, shmem * MIB)
+class World(FakeMachine):
+    def tree(self, pid: int = ROOT, *, own_root: bool = False, alone: bool = False, cgroup: str = "") -> Tree:
+        return Tree(pid, own_root=own_root, alone=alone, cgroup=cgroup, proc_root=self.proc)
+
+    def mib(self, tree: Tree, now_s: float = 0.0) -> int:
+        size, rest = divmod(tree.measure(now_s), MIB)
+        assert rest == 0
+        return size
 
 
-SUPERVISORD = process(1, 0, 20)
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+Row = tuple[int, int, int, bool, int]
+"""pid, parent, anonymous MiB, forked without an exec, shared MiB"""
 
 
 @pytest.mark.parametrize(
-    ("processes", "mib"),
+    ("rows", "mib"),
     [
         ([], 0),
-        ([SUPERVISORD], 20),
-        ([SUPERVISORD, process(2, 1, 30)], 50),
+        ([(ROOT, 1, 20, False, 0)], 20),
+        ([(ROOT, 1, 20, True, 0)], 20),  # the root's pages are its own, wherever it comes from
+        ([(ROOT, 1, 20, False, 0), (12, ROOT, 30, False, 0)], 50),
         # a warm server of 600 MiB and two cells that show its pages as theirs
-        ([process(2, 1, 600), process(3, 2, 640, forked=True), process(4, 2, 605, forked=True)], 645),
+        ([(ROOT, 1, 600, False, 0), (13, ROOT, 640, True, 0), (14, ROOT, 605, True, 0)], 645),
+        # the same two generations down, all of them seen for the first time: supervisord, daemon, warm server, cells
+        (
+            [
+                *((ROOT, 1, 20, False, 0), (11, ROOT, 30, False, 0), (12, 11, 600, False, 0)),
+                *((13, 12, 640, True, 0), (14, 12, 605, True, 0)),
+            ],
+            695,
+        ),
+        # a chain of forks
+        ([(ROOT, 1, 600, False, 0), (12, ROOT, 620, True, 0), (13, 12, 650, True, 0)], 650),
         # a cell that let go of inherited pages gives nothing back
-        ([process(2, 1, 600), process(3, 2, 100, forked=True)], 600),
+        ([(ROOT, 1, 600, False, 0), (13, ROOT, 100, True, 0)], 600),
         # a command cell: a child that has called exec owns everything it shows
-        ([process(2, 1, 600), process(3, 2, 640)], 1240),
-        # its parent is gone: whatever it shows is held by nobody else
-        ([process(3, 2, 640, forked=True)], 640),
-        ([process(2, 1, 100, shmem=50), process(3, 2, 100, forked=True, shmem=70)], 170),
+        ([(ROOT, 1, 600, False, 0), (13, ROOT, 640, False, 0)], 1240),
+        ([(ROOT, 1, 100, False, 50), (13, ROOT, 100, True, 70)], 220),
+        # strangers are nobody's
+        ([(ROOT, 1, 20, False, 0), (12, 1, 500, False, 0)], 20),
     ],
 )
-def test_inherited_pages_count_once(processes: list[Process], mib: int) -> None:
-    assert held_bytes(processes) == mib * MIB
-    assert held_bytes(reversed(processes)) == mib * MIB
+def test_inherited_pages_count_once(world: World, rows: list[Row], mib: int) -> None:
+    for pid, parent, anonymous, forked, shmem in rows:
+        world.process(pid, parent, anonymous * MIB, forked=forked, shmem_bytes=shmem * MIB)
+    assert world.mib(world.tree()) == mib
+
+
+def test_a_forked_cells_own_memory_is_what_it_did_not_inherit(world: World) -> None:
+    world.process(5, 1, 600 * MIB)
+    world.process(ROOT, 5, 640 * MIB, forked=True)
+    world.process(11, ROOT, 650 * MIB, forked=True)
+    assert world.mib(world.tree(own_root=True)) == 50
+    assert world.mib(world.tree(own_root=True, alone=True)) == 40
+    assert world.mib(world.tree(alone=True)) == 640
+
+
+def test_what_it_grows_by_later_is_all_its_own(world: World) -> None:
+    """Also when its parent has grown since: what it shares with it was settled at the fork."""
+    world.process(5, 1, 600 * MIB)
+    world.process(ROOT, 5, 600 * MIB, forked=True)
+    tree = world.tree(own_root=True)
+    assert world.mib(tree) == 0
+    world.holds(ROOT, 700 * MIB)
+    world.holds(5, 900 * MIB)
+    assert world.mib(tree) == 100
+    world.holds(ROOT, 500 * MIB)
+    assert world.mib(tree, MEMBERS_S) == 0
+
+
+def test_first_seen_between_fork_and_exec(world: World) -> None:
+    """At first it shows its parent's pages; once it has become another program everything is its own."""
+    world.process(ROOT, 1, 500 * MIB)
+    world.process(11, ROOT, 500 * MIB, forked=True)
+    tree = world.tree()
+    assert world.mib(tree) == 500
+    world.process(11, ROOT, 400 * MIB)
+    assert world.mib(tree, MEMBERS_S) == 900
+
+
+def test_when_its_parent_is_gone_the_pages_are_its_own(world: World, tmp_path: Path) -> None:
+    """A command that daemonised itself: in its cgroup still, below nobody."""
+    procs = world.write("cg/cgroup.procs", f"{ROOT}\n11\n12\n")
+    world.process(ROOT, 1, 10 * MIB)
+    world.process(11, ROOT, 500 * MIB)
+    world.process(12, 11, 510 * MIB, forked=True)
+    tree = world.tree(cgroup=str(tmp_path / "cg"))
+    assert world.mib(tree) == 520
+    world.ends(11)
+    procs.write_text(f"{ROOT}\n12\n")
+    world.process(12, 1, 510 * MIB, forked=True)
+    assert world.mib(tree, MEMBERS_S) == 520
+    assert [pid for pid, _ in tree.members()] == [ROOT, 12]
+
+
+def test_shared_memory_is_looked_up_with_the_members_anonymous_memory_at_each_look(world: World) -> None:
+    world.process(ROOT, 1, 10 * MIB)
+    tree = world.tree()
+    assert world.mib(tree) == 10
+    world.holds(ROOT, 12 * MIB, shmem_bytes=5 * MIB)
+    world.process(11, ROOT, 30 * MIB)
+    assert world.mib(tree, MEMBERS_S / 2) == 12
+    assert world.mib(tree, MEMBERS_S) == 47
+
+
+def test_members_come_and_go(world: World) -> None:
+    world.process(ROOT, 1, 10 * MIB)
+    world.process(11, ROOT, 20 * MIB)
+    tree = world.tree()
+    assert world.mib(tree) == 30
+    assert tree.members() == [(ROOT, 1000 + ROOT), (11, 1011)]
+    world.ends(11)
+    assert world.mib(tree) == 10  # its open statm says nothing any more
+    world.process(12, ROOT, 5 * MIB)
+    assert world.mib(tree, MEMBERS_S) == 15
+    assert tree.members() == [(ROOT, 1000 + ROOT), (12, 1012)]
+    world.ends(12)
+    world.ends(ROOT)
+    assert world.mib(tree, 2 * MEMBERS_S) == 0
+    assert tree.members() == []
+
+
+def test_a_pid_that_is_used_again_is_another_process(world: World) -> None:
+    world.process(ROOT, 1, 100 * MIB)
+    world.process(11, ROOT, 100 * MIB, forked=True, start_ticks=1)
+    tree = world.tree()
+    assert world.mib(tree) == 100
+    world.ends(11)
+    world.process(11, ROOT, 70 * MIB, start_ticks=2)
+    assert world.mib(tree, MEMBERS_S) == 170
+    assert (11, 2) in tree.members()
+
+
+@pytest.mark.parametrize("state", ["Z", "X"])
+def test_the_dead_hold_nothing(world: World, state: str) -> None:
+    world.process(ROOT, 1, 10 * MIB)
+    world.process(11, ROOT, 20 * MIB, state=state)
+    assert world.mib(world.tree()) == 10
+    assert [pid for pid, _ in world.tree().members()] == []
+
+
+def test_whoever_is_in_its_cgroup_belongs_to_it(world: World, tmp_path: Path) -> None:
+    world.write("cg/cgroup.procs", f"{ROOT}\n77\n0\nx\n78")  # 78 is the beginning of a number that was cut off
+    world.process(ROOT, 1, 10 * MIB)
+    world.process(77, 1, 20 * MIB)
+    world.process(78, 1, 40 * MIB)
+    tree = world.tree(cgroup=str(tmp_path / "cg"))
+    assert world.mib(tree) == 30
+    assert [pid for pid, _ in tree.members()] == [ROOT, 77]
+    tree.close()
+    assert tree.members() == []
+
+
+@pytest.mark.parametrize("cgroup", ["/nowhere", "/\0", "/\ud800", "x" * 5000])
+def test_a_cgroup_that_is_none(world: World, cgroup: str) -> None:
+    world.process(ROOT, 1, 10 * MIB)
+    assert world.mib(world.tree(cgroup=cgroup)) == 10
+
+
+def test_descendants_are_found_once_parents_first_and_in_circles_too(world: World) -> None:
+    world.process(ROOT, 1, MIB)
+    for pid, parent in ((11, ROOT), (12, ROOT), (13, 11), (14, 13)):
+        world.process(pid, parent, MIB)
+    world.write("proc/14/task/14/children", f"{ROOT} 11 junk -3 {'9' * 5000} ")
+    world.write(f"proc/{ROOT}/task/99/children", "15 11 ")  # a child of another of its threads
+    found = list(descendants(ROOT, world.proc))
+    assert sorted(found) == [11, 12, 13, 14, 15]
+    assert found.index(11) < found.index(13) < found.index(14)
+    assert list(descendants(4711, world.proc)) == []
+
+
+# -- /proc/PID/stat -------------------------------------------------------------------------------------------
+
+
+def test_stat(world: World) -> None:
+    world.process(7, 3, MIB, forked=True, state="T", start_ticks=222, name="a) S 1 (b")
+    assert stat_of(7, world.proc) == Stat("T", 3, forked=True, major_faults=7, start_ticks=222)
+    assert start_ticks(7, world.proc) == 222
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "7 (a", "7 (a) S", "7 (a) S " + "1 " * 10, "7 (a) S " + "x " * 30, "7 (a) S " + "9" * 5000 + " 1" * 30],
+)
+def test_a_damaged_stat_is_no_process(world: World, text: str) -> None:
+    world.write("proc/7/stat", text)
+    assert stat_of(7, world.proc) is None
+    assert start_ticks(7, world.proc) == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "\nRssShmem:", "\nRssShmem:\t kB", "\nRssShmem:\tx kB", "\nRssShmem: " + "9" * 99]
+)
+def test_a_damaged_status_has_no_shared_memory(world: World, text: str) -> None:
+    world.write("proc/7/status", text)
+    assert shmem_bytes(7, world.proc) == 0
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["stat", "statm", "status", "task/11/children"]), st.binary(max_size=80), st.integers(0, 80))
+def test_damaged_files_of_a_process_never_raise(world: World, name: str, junk: bytes, place: int) -> None:
+    world.process(ROOT, 1, 10 * MIB)
+    world.process(11, ROOT, 20 * MIB)
+    path = world.proc / "11" / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[:place] + junk + whole[place:])
+    tree = world.tree()
+    assert tree.measure(0.0) >= 10 * MIB
+    tree.close()
+
+
+# -- real processes -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -58,28 +253,39 @@ def forked_child() -> Iterator[int]:
 
 
 def test_a_real_fork_is_seen_as_one(forked_child: int) -> None:
-    tree = {process.pid: process for process in read_tree(os.getpid())}
-    me, child = tree[os.getpid()], tree[forked_child]
-    assert child.forked and child.parent == me.pid
-    assert 0.5 < child.anonymous_bytes / me.anonymous_bytes < 1.5  # it shows our pages ...
-    assert held_bytes([me, child]) - held_bytes([me]) < 0.5 * me.anonymous_bytes  # ... and they count once
+    mine, ours, its = Tree(os.getpid(), alone=True), Tree(os.getpid()), Tree(forked_child, alone=True)
+    held = mine.measure(0.0)
+    child = stat_of(forked_child)
+    assert child is not None and child.forked and child.parent == os.getpid()
+    assert 0.5 < its.measure(0.0) / held < 1.5  # it shows our pages ...
+    assert ours.measure(0.0) - held < 0.5 * held  # ... and they count once
+    assert (forked_child, start_ticks(forked_child)) in ours.members()
+    assert Tree(forked_child, own_root=True).measure(0.0) < 0.5 * held
+
+
+def test_what_a_real_process_shows_is_what_psutil_sees(forked_child: int) -> None:
+    """anonymous + shmem, against the kernel's own sums for the same process."""
+    memory = psutil.Process(forked_child).memory_info()
+    expected = memory.rss - memory.shared + shmem_bytes(forked_child)
+    assert abs(Tree(forked_child, alone=True).measure(0.0) - expected) < MIB
 
 
 def test_a_process_that_is_gone_holds_nothing(forked_child: int) -> None:
     gone = 2**22 + forked_child  # above the kernel's largest pid
-    assert read_tree(gone) == []
+    assert Tree(gone).measure(0.0) == 0
     assert start_ticks(gone) == 0
-
-
-def test_start_ticks_survive_any_command_name(tmp_path: Path) -> None:
-    (tmp_path / "7").mkdir()
-    behind = " ".join(["S", *(str(number) for number in range(4, 60))])
-    (tmp_path / "7" / "stat").write_text(f"7 (a) S 1 (b) {behind}\n")
-    assert start_ticks(7, tmp_path) == 22
-    (tmp_path / "7" / "stat").write_text("7 (a")
-    assert start_ticks(7, tmp_path) == 0
+    assert list(descendants(gone)) == []
 
 
 def test_start_ticks_of_this_process() -> None:
     stat = Path("/proc/self/stat").read_text()
     assert start_ticks(os.getpid()) == int(stat.rsplit(")", 1)[1].split()[19])
+
+
+def test_the_two_ways_to_find_descendants_agree(forked_child: int) -> None:
+    """With /proc/PID/task/TID/children, and by everybody's parent as psutil does it."""
+    if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
+        pytest.skip("a kernel without CONFIG_PROC_CHILDREN")
+    both = psutil.Process().children(recursive=True)
+    assert forked_child in {each.pid for each in both}
+    assert {each.pid for each in both} == set(descendants(os.getpid()))

@@ -1,40 +1,44 @@
-"""`overnight-watchdog`: watches memory and says how it stands.
+"""`overnight-watchdog`: watches memory under the limit that really bounds us, and acts before the kernel does.
 
-What this version does: it finds the limit that really bounds us (machine, cgroups, budget), measures what is
-left of it once a second, and publishes level and figures in var/run/pressure.json, by which the daemon admits
-cells or holds them back. It journals every change of level in var/log/watchdog.jsonl.
-
-What it does not do: it forecasts nothing, chooses no victim and signals nobody. Nothing in this package calls
-kill, opens a pidfd or talks to supervisord; the kernel's OOM killer can still strike a cell that grows too
-fast.
+It samples memory, forecasts, and climbs a ladder: hold (nothing new begins), shrink (SIGUSR1), freeze (SIGSTOP, for
+seconds), evict (SIGTERM), kill (SIGKILL). Whom it may touch is registered in var/run/cells; what it did, to whom and
+why is in var/log/watchdog.jsonl and, for the daemon, in var/run/verdicts.ring. `guard -- COMMAND` needs none of these.
 
 Exit codes: 0 stopped in good order; 1 the supervisord that started it is gone; 2 bad input, or another one
-guards this home already.
+guards this home already. `guard` exits as its command does.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
-from overnight_watchdog.assess import Level, Thresholds, assess
+from overnight_watchdog.act import Actor, LinuxKernel
 from overnight_watchdog.config import ConfigError, configured_budget
+from overnight_watchdog.daemon_watch import DaemonWatch, Supervisor
+from overnight_watchdog.gauges import Eye, StallGauge
 from overnight_watchdog.journal import EventLog, PressureFile
 from overnight_watchdog.limits import PROC, parse_size
 from overnight_watchdog.lock import Held, Lock
-from overnight_watchdog.loop import Eye, Watchdog
+from overnight_watchdog.loop import Watchdog
+from overnight_watchdog.report import Heartbeat, Log, Reporter
+from overnight_watchdog.roster import Roster
 from overnight_watchdog.sample import SampleError
+from overnight_watchdog.survive import settle, tie_to_parent
 from overnight_watchdog.tree import start_ticks
+from overnight_watchdog.verdicts import VerdictRing
+from overnight_watchdog.wake import Waker
 
-_PR_SET_PDEATHSIG = 1
 _INTERVAL_S = (0.01, 4.0)
 """A heartbeat older than 5 s counts as a dead watchdog's: a longer interval would look like one."""
+_NOWHERE = Path(os.devnull) / "nowhere"
+"""A folder that is never there: `guard` has no registrations, and its verdicts are told on stderr."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.json and not asked.once:
         parser.error("--json goes with --once")
+    if asked.verb == "guard":
+        return _guard(parser, asked)
     home: Path = asked.home.expanduser().absolute()
     if not home.is_dir():
         return _refuse(f"{home}: no such folder; `overnight --home {home} up` makes it")
@@ -53,11 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     supervised = "SUPERVISOR_ENABLED" in os.environ
     eye = Eye(budget_bytes=budget, tree_root=_tree_root(home, supervised=supervised))
     if asked.once:
-        return _once(eye, as_json=asked.json)
-    if supervised and not _tie_to_parent():
+        return _once(home, eye, as_json=asked.json)
+    if supervised and not _tied():
         _say("the supervisord that started this watchdog is gone; so is it")
         return 1
-    return _watch(home, eye, interval_s=asked.interval, budget_bytes=budget)
+    return _watch(home, eye, asked, supervised=supervised, budget_bytes=budget)
 
 
 def entry() -> NoReturn:
@@ -65,108 +71,151 @@ def entry() -> NoReturn:
     sys.exit(main())
 
 
-def _watch(home: Path, eye: Eye, *, interval_s: float, budget_bytes: int | None) -> int:
-    # Blocked before anything is held, and then waited for: no handler runs between two statements of the
-    # loop.
-    stop = _stop_signals()
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop)
-    run = home / "var" / "run"
-    identity = {"boot_id": _boot_id(), "pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
+class _Parts:
+    """A watchdog and what it is made of."""
+
+    def __init__(
+        self,
+        eye: Eye,
+        heartbeat: Heartbeat,
+        log: Log,
+        *,
+        run: Path = _NOWHERE,
+        supervised: bool = False,
+        dry_run: bool = False,
+        longest_s: float = 2.0,
+    ) -> None:
+        self.boot_id = _boot_id()
+        self.identity = {"boot_id": self.boot_id, "pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
+        kernel = LinuxKernel()
+        self.ring = VerdictRing(run / "verdicts.ring", self.boot_id)
+        self.actor = Actor(kernel, self.ring, dry_run=dry_run)
+        self.roster = Roster(run / "cells", kernel, self.boot_id)
+        daemon = None
+        if supervised:
+            supervisor = Supervisor(run / "supervisor.sock")
+            daemon = DaemonWatch(run / "daemon.beat", supervisor, kernel, self.boot_id, _teller(log))
+        self.watchdog = Watchdog(
+            eye=eye,
+            roster=self.roster,
+            actor=self.actor,
+            reporter=Reporter(heartbeat, log, self.identity),
+            daemon=daemon,
+            stalls=StallGauge(),
+            longest_s=longest_s,
+        )
+
+
+def _watch(home: Path, eye: Eye, asked: argparse.Namespace, *, supervised: bool, budget_bytes: int | None) -> int:
+    run, cells = home / "var" / "run", home / "var" / "run" / "cells"
+    waker = Waker()
+    waker.install()  # before anything is held
+    heartbeat, log = PressureFile(run / "pressure.json"), EventLog(home / "var" / "log" / "watchdog.jsonl")
+    parts = _Parts(eye, heartbeat, log, run=run, supervised=supervised, dry_run=asked.dry_run, longest_s=asked.interval)
     lock = Lock(run / "watchdog.lock")
     try:
-        lock.acquire({"v": 1, **identity})
+        lock.acquire({"v": 1, **parts.identity})
     except Held as held:
         return _refuse(str(held))
     except OSError as error:
         _say(f"{error.filename}: {error.strerror}; watching without a lock")
-    watchdog = Watchdog(
-        look=eye.look,
-        heartbeat=PressureFile(run / "pressure.json"),
-        log=EventLog(home / "var" / "log" / "watchdog.jsonl"),
-        identity=identity,
-    )
+    parts.ring.open()
+    try:
+        cells.mkdir(parents=True, mode=0o700, exist_ok=True)
+    except OSError:
+        pass
+    waker.watch_pressure(PROC / "pressure" / "memory")
     found = eye.bounds()
-    watchdog.run(
-        lambda: _wait(stop, interval_s),
+    parts.actor.rehearse(_rehearsed(parts))
+    settled = settle()
+    watchdog = parts.watchdog
+    watchdog.started(
         pid=os.getpid(),
         limit_bytes=found[0].limit_bytes,
         limit_source=found[0].source,
         bounds=[{"source": bound.source, "limit_bytes": bound.limit_bytes} for bound in found],
         budget_bytes=budget_bytes,
-        interval_s=interval_s,
+        interval_s=asked.interval,
+        **{name: asdict(ability) for name, ability in settled.items()},
     )
+    while waker.stop is None:
+        waker.watch_folder(cells)
+        watchdog.step()
+        waker.wait(watchdog.pause_s())
+    watchdog.stopped(waker.stop)
+    heartbeat.close()
+    log.close()
     lock.release()
     return 0
 
 
-def _stop_signals() -> list[signal.Signals]:
-    """What asks for an orderly stop, except what nohup or a shell's `&` has had ignored."""
-    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    return [each for each in asked if signal.getsignal(each) is not signal.SIG_IGN]
+def _guard(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> int:
+    from overnight_watchdog import guard
+
+    command = asked.command[1:] if asked.command[:1] == ["--"] else asked.command
+    if not command:
+        parser.error("guard: name a command, such as: overnight-watchdog guard -- python train.py")
+
+    def prepare(pid: int) -> tuple[Watchdog, Roster, Actor]:
+        eye = Eye(budget_bytes=asked.budget, tree_root=lambda: pid)
+        parts = _Parts(eye, guard.Silent(), guard.GuardLog(_say), dry_run=asked.dry_run, longest_s=asked.interval)
+        parts.actor.rehearse(_rehearsed(parts))
+        settle()
+        return parts.watchdog, parts.roster, parts.actor
+
+    return guard.run(command, prepare=prepare, say=_say, boot_id=_boot_id())
 
 
-def _wait(stop: list[signal.Signals], interval_s: float) -> str | None:
-    """Sleep for the interval; the name of the signal that asked to stop, or None."""
-    received = signal.sigtimedwait(stop, interval_s)
-    return None if received is None else signal.Signals(received.si_signo).name
-
-
-def _once(eye: Eye, *, as_json: bool) -> int:
+def _once(home: Path, eye: Eye, *, as_json: bool) -> int:
     """Print what is seen, write nothing."""
+    from overnight_watchdog import guard, view
+
+    parts = _Parts(eye, guard.Silent(), guard.Deaf(), run=home / "var" / "run", dry_run=True)
     try:
-        sample, found = eye.look(), eye.bounds()
+        view.print_view(view.collect(parts.watchdog, eye), as_json=as_json)
     except (SampleError, OSError) as error:
         return _refuse(str(error))
-    level = assess(sample.headroom_bytes, sample.limit_bytes, None, Level.OK, Thresholds())
-    view: dict[str, Any] = {
-        "level": level.label,
-        "limit_bytes": sample.limit_bytes,
-        "limit_source": sample.limit_source,
-        "usage_bytes": sample.usage_bytes,
-        "headroom_bytes": sample.headroom_bytes,
-        "headroom_source": sample.headroom_source,
-        "bounds": [{"source": bound.source, "limit_bytes": bound.limit_bytes} for bound in found],
-        "acts": False,
-    }
-    if as_json:
-        print(json.dumps(view))
-        return 0
-    for name in ("limit", "usage", "headroom"):
-        source = view.get(f"{name}_source")
-        print(f"{name:<9}{view[f'{name}_bytes'] / 2**20:>12.1f} MiB" + (f"  {source}" if source else ""))
-    print(f"{'level':<9}{level.label:>12}      this version watches and signals nobody")
     return 0
+
+
+def _rehearsed(parts: _Parts) -> dict[str, Any]:
+    """A verdict like a real one, for the rehearsal."""
+    names = ("own_bytes", "peak_bytes", "headroom_bytes", "limit_bytes", "slope_bytes_per_s")
+    return {**parts.identity, "cell": "rehearsal", "limit_source": "machine", **dict.fromkeys(names, 2**40)}
+
+
+def _teller(log: Log) -> Callable[..., None]:
+    def tell(event: str, **fields: Any) -> None:
+        log.write("error", event, **fields)
+
+    return tell
 
 
 def _tree_root(home: Path, *, supervised: bool) -> Callable[[], int | None]:
     """Whose memory a budget counts: supervisord's tree. Started by hand, its pid comes from var/run."""
     if supervised:
         return os.getppid
+    read_s, known = float("-inf"), None
 
     def from_pid_file() -> int | None:
-        try:
-            return int((home / "var" / "run" / "supervisord.pid").read_text())
-        except (OSError, ValueError):
-            return None
+        nonlocal read_s, known
+        if time.monotonic() - read_s >= 1.0:
+            read_s = time.monotonic()
+            try:
+                known = int((home / "var" / "run" / "supervisord.pid").read_text())
+            except (OSError, ValueError):
+                known = None
+        return known
 
     return from_pid_file
 
 
-def _tie_to_parent() -> bool:
-    """Have the kernel kill this process when supervisord dies, so that no orphan holds the lock.
-
-    False when it is dead already. It may have died before the first getppid(): supervisord's children are in
-    its session, while whoever adopts an orphan (init, a subreaper) leads or lives in another.
-    """
-    import ctypes  # half a MiB; only here
-
-    parent = os.getppid()
-    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        _say(f"prctl(PR_SET_PDEATHSIG): {os.strerror(ctypes.get_errno())}; a dead supervisord goes unnoticed")
+def _tied() -> bool:
     try:
-        return os.getppid() == parent and os.getsid(parent) == os.getsid(0)
-    except ProcessLookupError:
-        return False
+        return tie_to_parent()
+    except OSError as error:
+        _say(f"prctl(PR_SET_PDEATHSIG): {error.strerror}; a dead supervisord goes unnoticed")
+        return True
 
 
 def _boot_id() -> str:
@@ -176,16 +225,28 @@ def _boot_id() -> str:
         return "unknown"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Bad input gets one line."""
+
+    def error(self, message: str) -> NoReturn:
+        _say(f"{message} (see {self.prog} --help)")
+        sys.exit(2)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="overnight-watchdog",
-        description="Watches memory under the limit that really bounds us, and publishes how it stands.",
+        description="Watches memory under the limit that really bounds us, and acts before the kernel does.",
+        epilog="overnight-watchdog [--budget SIZE] guard -- COMMAND...  runs one command under the same ladder.",
     )
     parser.add_argument("--home", type=Path, default=_default_home(), metavar="DIR", help="folder with etc/ and var/")
-    parser.add_argument("--interval", type=_interval, default=1.0, metavar="S", help="seconds between two samples")
+    parser.add_argument("--interval", type=_interval, default=2.0, metavar="S", help="the longest sleep (default 2)")
     parser.add_argument("--budget", type=_size, metavar="SIZE", help="pretend to have only this much, such as 2GiB")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and touch nobody")
     parser.add_argument("--once", action="store_true", help="print what is seen now, and exit")
     parser.add_argument("--json", action="store_true", help="with --once: as JSON")
+    parser.add_argument("verb", nargs="?", choices=["guard"], help="guard -- COMMAND...: run one command under it")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser
 
 

@@ -18,6 +18,8 @@ PRESSURE_BYTES = 512
 LOG_BYTES = 5 * 2**20
 LOGS_KEPT = 3
 
+_UNPRINTABLE = dict.fromkeys((*range(32), ord('"'), ord("\\"), 127), "?")
+"""What JSON would spell with several characters, so that 80 stay 80."""
 _SOURCE_CHARACTERS = 80
 """A cgroup's name may be longer than the whole heartbeat; its end says more than its beginning."""
 
@@ -35,19 +37,24 @@ def checksum(record: dict[str, Any]) -> str:
 
 def short_source(source: str) -> str:
     """A limit's source as the heartbeat holds it: plain ASCII, at most 80 characters, the end kept."""
-    plain = source.encode("ascii", "replace").decode()
+    plain = source.encode("ascii", "replace").decode().translate(_UNPRINTABLE)
     return plain if len(plain) <= _SOURCE_CHARACTERS else "..." + plain[3 - _SOURCE_CHARACTERS :]
 
 
-def pressure_block(record: dict[str, Any]) -> bytes:
-    """`record` with its checksum as one block of 512 bytes: JSON, blanks, a newline at the end.
+def block(record: dict[str, Any], size: int) -> bytes:
+    """`record` with its checksum in exactly `size` bytes: JSON, blanks, a newline at the end.
 
     Raises ValueError when it does not fit.
     """
     data = canonical(record | {"checksum": checksum(record)}).encode()
-    if len(data) >= PRESSURE_BYTES:
-        raise ValueError(f"a heartbeat of {len(data)} bytes does not fit into {PRESSURE_BYTES}")
-    return data.ljust(PRESSURE_BYTES - 1) + b"\n"
+    if len(data) >= size:
+        raise ValueError(f"a record of {len(data)} bytes does not fit into {size}")
+    return data.ljust(size - 1) + b"\n"
+
+
+def pressure_block(record: dict[str, Any]) -> bytes:
+    """The heartbeat as a block of 512 bytes. Raises ValueError when it does not fit."""
+    return block(record, PRESSURE_BYTES)
 
 
 def read_pressure(path: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from overnight_watchdog.kernel_files import whole_number
+
 PROC = Path("/proc")
 SYS = Path("/sys")
 
@@ -24,15 +26,23 @@ _LIMIT_FILE: dict[Kind, str] = {"cgroup1": "memory.limit_in_bytes", "cgroup2": "
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """One thing that bounds us. `folder` is the cgroup's folder, None for the machine and the budget."""
+    """One thing that bounds us.
+
+    kind: how usage is measured: on the machine, by a cgroup's counters, or (`budget`) process by process.
+    folder: the cgroup's, None for the machine and a budget that has none of its own.
+    budget: it is the configured budget, even where a cgroup measures it.
+    """
 
     kind: Kind
     limit_bytes: int
     folder: Path | None = None
+    budget: bool = False
 
     @property
     def source(self) -> str:
         """`machine`, `budget` or `cgroup:FOLDER`."""
+        if self.budget:
+            return "budget"
         return self.kind if self.folder is None else f"cgroup:{self.folder}"
 
 
@@ -55,25 +65,41 @@ def parse_size(text: str) -> int:
     return size
 
 
-def whole_number(text: str) -> int | None:
-    """A kernel counter, or None for anything else: "max", damage, more digits than the kernel writes."""
-    return int(text) if len(text) <= 20 and text.isascii() and text.isdigit() else None
-
-
-def bounds(machine_bytes: int, budget_bytes: int | None, folders: tuple[CgroupFolder, ...]) -> tuple[Bound, ...]:
+def bounds(
+    machine_bytes: int,
+    budget_bytes: int | None,
+    folders: tuple[CgroupFolder, ...],
+    budget_folder: CgroupFolder | None = None,
+) -> tuple[Bound, ...]:
     """Everything that bounds us at this moment, the smallest first: that one is *the limit*.
 
     Cgroup limits are read again at each call, since containers can be resized while they run. A limit that is
     "max", not below the machine's memory (v1 writes no limit as 2**63 less a page), or unreadable bounds
     nobody. Of two equal bounds the narrower one is named: budget, cgroup from the inside out, machine.
+    budget_folder: a memory cgroup around what the budget counts, where one could be made.
     """
-    found = [] if budget_bytes is None else [Bound("budget", budget_bytes)]
-    for folder in folders:
-        limit = _limit_of(folder)
+    found = []
+    if budget_bytes is not None:
+        own = Bound("budget", budget_bytes, budget=True)
+        if budget_folder is not None:
+            own = Bound(budget_folder.kind, budget_bytes, budget_folder.path, budget=True)
+        found.append(own)
+    for each in folders:
+        limit = limit_of(each)
         if limit is not None and limit < machine_bytes:
-            found.append(Bound(folder.kind, limit, folder.path))
+            found.append(Bound(each.kind, limit, each.path))
     found.append(Bound("machine", machine_bytes))
     return tuple(sorted(found, key=lambda bound: bound.limit_bytes))
+
+
+def cgroup_at(path: Path) -> CgroupFolder | None:
+    """The memory cgroup with this folder, or None when it is none (any more)."""
+    try:
+        if (path / "memory.limit_in_bytes").exists():
+            return CgroupFolder("cgroup1", path)
+        return CgroupFolder("cgroup2", path) if (path / "memory.current").exists() else None
+    except OSError:  # pathlib lets "permission denied" and "name too long" through
+        return None
 
 
 def memory_cgroups(proc_root: Path = PROC, sys_root: Path = SYS) -> tuple[CgroupFolder, ...]:
@@ -87,13 +113,14 @@ def memory_cgroups(proc_root: Path = PROC, sys_root: Path = SYS) -> tuple[Cgroup
     for kind, path in _memberships(proc_root):
         for root, mount_point in mounts.get(kind, ()):
             leaf = _below(path, root, mount_point)
-            if leaf.is_dir():
+            if _is_folder(leaf):
                 folders += _ancestry(kind, leaf, mount_point)
                 break
     return tuple(folders)
 
 
-def _limit_of(folder: CgroupFolder) -> int | None:
+def limit_of(folder: CgroupFolder) -> int | None:
+    """Bytes, or None for no limit."""
     return whole_number(_read(folder.path / _LIMIT_FILE[folder.kind]).strip()) or None
 
 
@@ -163,6 +190,13 @@ def _below(path: str, root: str, mount_point: Path) -> Path:
     return mount_point if ".." in inside.parts else mount_point / inside
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # as in `cgroup_at`
+        return False
+
+
 def _unescape(text: str) -> str:
     """mountinfo writes blanks and the like as \\040."""
     return _OCTAL.sub(lambda match: chr(int(match.group(1), 8)), text)
@@ -172,5 +206,5 @@ def _read(path: Path) -> str:
     """The text of a small file, or "" when it cannot be read. Undecodable bytes (cgroup names) survive."""
     try:
         return os.fsdecode(path.read_bytes())
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a damaged name holds a NUL
         return ""

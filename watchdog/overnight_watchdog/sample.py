@@ -1,25 +1,44 @@
-"""How much memory is left: one frozen Sample from /proc/meminfo, the cgroups' own counters, our processes.
+"""How much memory is left: one frozen Sample from the counters of everything that bounds us.
 
-Headroom = limit - (anonymous + shmem + mapped file + dirty and writeback + unreclaimable kernel memory): only
-clean, unmapped page cache is free memory. So a program that writes twice the limit into files moves nothing
-here, while weights that are mapped from a file do count: to reclaim those is to thrash.
+Headroom = limit - (anonymous + shmem + mapped file + dirty and writeback + unreclaimable kernel memory) + room in
+swap: only clean, unmapped page cache is free memory. It has two parts:
 
-Two choices in the counting:
-- The kernel counts mapped shared memory as mapped *and* as shmem. What is counted here is shmem, and of the
-  mapped pages those beyond it. The error is reclaimable file pages only, never anonymous memory; adding both
-  up would count a large shared segment twice and report pressure for ever.
-- On the machine, usage is what is left when the free and the reclaimable are taken away from the total, so
-  that memory that no counter names (drivers, balloons, network buffers) is used memory too.
+- *firm*: anonymous, shmem, kernel. Only a death gives it back.
+- *slow*: mapped, dirty or in writeback. The kernel can take it back, for the price of I/O.
+
+Admission looks at the whole headroom. Whoever freezes or kills looks at what the firm part leaves
+(`firm_headroom_bytes`): a program that writes twice the limit into files fills the limit with dirty pages, and one that
+maps a data set larger than the limit fills it with mapped ones, and neither comes near the OOM killer. Mapped weights
+that really do not fit are found by what they do, not by what they hold (`thrash.py`).
+
+Choices in the counting:
+- The kernel counts mapped shared memory as mapped *and* as shmem. What is counted here is shmem, and of the mapped
+  pages those beyond it. The error is reclaimable file pages only, never anonymous memory; adding both up would count
+  a large shared segment twice and report pressure for ever.
+- On the machine, usage is what is left when the free and the reclaimable are taken away from the total, so that
+  memory that no counter names (drivers, balloons, network buffers) is used memory too; and no less than what the
+  kernel's own MemAvailable leaves, which knows its reserves.
+- Swap is room: what is swapped out is in no counter. A machine that lives in it is found thrashing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from overnight_watchdog.limits import PROC, Bound, whole_number
-from overnight_watchdog.tree import held_bytes, read_tree
+MEMINFO = (
+    *(b"MemTotal:", b"MemFree:", b"MemAvailable:", b"Buffers:", b"Cached:", b"Shmem:", b"Mapped:", b"Dirty:"),
+    *(b"Writeback:", b"SReclaimable:", b"KReclaimable:", b"SwapTotal:", b"SwapFree:"),
+)
+STAT1 = (
+    *(b"total_cache ", b"total_rss ", b"total_shmem ", b"total_mapped_file ", b"total_dirty ", b"total_writeback "),
+    *(b"total_workingset_refault_file ", b"total_workingset_refault_anon "),
+)
+STAT2 = (
+    *(b"anon ", b"file ", b"shmem ", b"file_mapped ", b"file_dirty ", b"file_writeback ", b"kernel ", b"sock "),
+    *(b"slab_reclaimable ", b"slab_unreclaimable ", b"kernel_stack ", b"pagetables ", b"percpu ", b"vmalloc "),
+    *(b"workingset_refault_file ", b"workingset_refault_anon "),
+)
 
 
 class SampleError(Exception):
@@ -27,13 +46,33 @@ class SampleError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What is used under one bound.
+
+    swap_room_bytes: how much of the firm part could still be swapped out.
+    refaulted_pages: pages that came back soon after they had been thrown out, since the counter's beginning; None
+        where nobody counts.
+    """
+
+    firm_bytes: int
+    slow_bytes: int
+    swap_room_bytes: int = 0
+    refaulted_pages: int | None = None
+
+    @property
+    def usage_bytes(self) -> int:
+        return self.firm_bytes + self.slow_bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One look at memory.
 
     limit: the smallest bound, with its source and the usage counted against it.
-    headroom_bytes: the least that is left under *any* bound, never below 0; `headroom_source` names that
-    bound. It is limit - usage, except when a larger bound (a parent cgroup or the machine, filled by others)
-    is tighter.
+    headroom_bytes: the least that is left under *any* bound, never below 0; `headroom_source` names that bound. It
+        is limit - usage, except when a larger bound (a parent cgroup or the machine, filled by others) is tighter.
+    firm_headroom_bytes: the same, if all slow memory were given back.
+    refaulted_pages: of the limit's bound.
     """
 
     monotonic_s: float
@@ -42,57 +81,54 @@ class Sample:
     usage_bytes: int
     headroom_bytes: int
     headroom_source: str
+    firm_headroom_bytes: int
+    slow_bytes: int = 0
+    refaulted_pages: int | None = None
 
 
-def take_sample(found: tuple[Bound, ...], *, root_pid: int | None, now_s: float, proc_root: Path = PROC) -> Sample:
-    """Measure usage under every bound, smallest limit first. A bound whose counters cannot be read is left
-    out.
-
-    root_pid: the process whose tree the budget counts. Raises SampleError when no bound can be measured.
-    """
-    measured = [(bound, usage) for bound in found if (usage := _usage(bound, root_pid, proc_root)) is not None]
+def combine(measured: list[tuple[str, int, Usage]], now_s: float) -> Sample:
+    """One Sample of several (source, limit, usage), smallest limit first. Raises SampleError when there is none."""
     if not measured:
-        raise SampleError(f"neither {proc_root / 'meminfo'} nor a memory cgroup could be read")
-    limit, usage = measured[0]
-    tightest, used = min(measured, key=lambda pair: pair[0].limit_bytes - pair[1])
+        raise SampleError("neither /proc/meminfo nor a memory cgroup could be read")
+    source, limit, usage = measured[0]
+    headroom, tightest = min((left_bytes(limit, usage), source) for source, limit, usage in measured)
     return Sample(
         monotonic_s=now_s,
-        limit_bytes=limit.limit_bytes,
-        limit_source=limit.source,
-        usage_bytes=usage,
-        headroom_bytes=max(0, tightest.limit_bytes - used),
-        headroom_source=tightest.source,
+        limit_bytes=limit,
+        limit_source=source,
+        usage_bytes=usage.usage_bytes,
+        headroom_bytes=headroom,
+        headroom_source=tightest,
+        firm_headroom_bytes=min(left_bytes(limit, usage, firm=True) for _, limit, usage in measured),
+        slow_bytes=usage.slow_bytes,
+        refaulted_pages=usage.refaulted_pages,
     )
 
 
-def slope_bytes_per_s(before: Sample | None, now: Sample) -> int | None:
-    """How fast headroom goes away, in bytes/s; negative when it comes back. A plain difference quotient.
-
-    None without an earlier sample under the same limit and the same tightest bound.
-    """
-    if before is None or now.monotonic_s <= before.monotonic_s:
-        return None
-    if (before.limit_source, before.limit_bytes) != (now.limit_source, now.limit_bytes):
-        return None
-    if before.headroom_source != now.headroom_source:
-        return None
-    return round((before.headroom_bytes - now.headroom_bytes) / (now.monotonic_s - before.monotonic_s))
+def left_bytes(limit_bytes: int, usage: Usage, *, firm: bool = False) -> int:
+    """Headroom under one bound: 0 <= headroom <= limit."""
+    used = usage.firm_bytes if firm else usage.usage_bytes
+    return max(0, min(limit_bytes, limit_bytes - used + usage.swap_room_bytes))
 
 
-def machine_usage(meminfo: Mapping[str, int]) -> int | None:
-    """Bytes of the machine that cannot be had for the asking; None when meminfo lacks the basic fields."""
-    if not {"MemTotal", "MemFree", "Cached"} <= meminfo.keys():
+def machine_usage(meminfo: Mapping[str, int]) -> Usage | None:
+    """Of /proc/meminfo (bytes): what cannot be had for the asking. None when it lacks the basic fields, or they are
+    nonsense: more free than there is would look like all is well."""
+    if not {"MemTotal", "MemFree", "Cached"} <= meminfo.keys() or meminfo["MemFree"] >= meminfo["MemTotal"]:
         return None
     shmem = meminfo.get("Shmem", 0)
     mapped_file = max(0, meminfo.get("Mapped", 0) - shmem)
-    cache = meminfo["Cached"] + meminfo.get("Buffers", 0) - shmem
-    clean = cache - mapped_file - meminfo.get("Dirty", 0) - meminfo.get("Writeback", 0)
+    cache = max(0, meminfo["Cached"] + meminfo.get("Buffers", 0) - shmem)
+    slow = min(cache, mapped_file + meminfo.get("Dirty", 0) + meminfo.get("Writeback", 0))
     # KReclaimable is SReclaimable and more; kernels before 4.20 have only the latter.
     kernel = meminfo.get("KReclaimable", meminfo.get("SReclaimable", 0))
-    return meminfo["MemTotal"] - meminfo["MemFree"] - max(0, clean) - kernel
+    firm = max(0, meminfo["MemTotal"] - meminfo["MemFree"] - cache - kernel)
+    if (available := meminfo.get("MemAvailable")) is not None:
+        firm = max(firm, meminfo["MemTotal"] - available)
+    return Usage(firm, slow, meminfo.get("SwapFree", 0))
 
 
-def cgroup1_usage(stat: Mapping[str, int], kernel_bytes: int) -> int | None:
+def cgroup1_usage(stat: Mapping[str, int], kernel_bytes: int, swap_room_bytes: int = 0) -> Usage | None:
     """The same for a v1 memory cgroup, children included (`total_`), from memory.stat and memory.kmem usage.
 
     v1 does not tell which part of the kernel memory could be reclaimed, so all of it counts.
@@ -100,20 +136,25 @@ def cgroup1_usage(stat: Mapping[str, int], kernel_bytes: int) -> int | None:
     if not {"total_rss", "total_cache"} <= stat.keys():
         return None
     shmem = stat.get("total_shmem", 0)
-    file = _busy_file(
+    slow = _busy_file(
         cache=stat["total_cache"] - shmem,
         mapped_file=stat.get("total_mapped_file", 0) - shmem,
         unwritten=stat.get("total_dirty", 0) + stat.get("total_writeback", 0),
     )
-    return stat["total_rss"] + shmem + file + kernel_bytes
+    return Usage(
+        stat["total_rss"] + shmem + kernel_bytes,
+        slow,
+        swap_room_bytes,
+        _refaults(stat, "total_workingset_refault_file", "total_workingset_refault_anon"),
+    )
 
 
-def cgroup2_usage(stat: Mapping[str, int]) -> int | None:
+def cgroup2_usage(stat: Mapping[str, int], swap_room_bytes: int = 0) -> Usage | None:
     """The same for a v2 cgroup, whose memory.stat always includes the children."""
     if not {"anon", "file"} <= stat.keys():
         return None
     shmem = stat.get("shmem", 0)
-    file = _busy_file(
+    slow = _busy_file(
         cache=stat["file"] - shmem,
         mapped_file=stat.get("file_mapped", 0) - shmem,
         unwritten=stat.get("file_dirty", 0) + stat.get("file_writeback", 0),
@@ -123,28 +164,18 @@ def cgroup2_usage(stat: Mapping[str, int]) -> int | None:
     else:
         parts = ("slab_unreclaimable", "kernel_stack", "pagetables", "percpu", "vmalloc")
         kernel = sum(stat.get(part, 0) for part in parts)
-    return stat["anon"] + shmem + file + kernel + stat.get("sock", 0)
+    firm = stat["anon"] + shmem + kernel + stat.get("sock", 0)
+    return Usage(firm, slow, swap_room_bytes, _refaults(stat, "workingset_refault_file", "workingset_refault_anon"))
 
 
-def parse_stat(text: str) -> dict[str, int]:
-    """`name value` lines of a memory.stat; damaged lines are passed over."""
-    found = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if (number := whole_number(value)) is not None:
-            found[name] = number
-    return found
-
-
-def parse_meminfo(text: str) -> dict[str, int]:
-    """`Name:   value kB` lines, in bytes; damaged lines are passed over."""
-    found = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        fields = value.split()
-        if fields and (number := whole_number(fields[0])) is not None:
-            found[name] = number * (1024 if fields[1:] == ["kB"] else 1)
-    return found
+def bounded(usage: Usage | None, charged_bytes: int | None) -> Usage | None:
+    """What is charged bounds what cannot be reclaimed; with a damaged memory.stat it is the best figure there is."""
+    if usage is None:
+        return None if charged_bytes is None else Usage(charged_bytes, 0)
+    if charged_bytes is None or usage.usage_bytes <= charged_bytes:
+        return usage
+    firm = min(usage.firm_bytes, charged_bytes)
+    return Usage(firm, charged_bytes - firm, usage.swap_room_bytes, usage.refaulted_pages)
 
 
 def _busy_file(*, cache: int, mapped_file: int, unwritten: int) -> int:
@@ -152,32 +183,6 @@ def _busy_file(*, cache: int, mapped_file: int, unwritten: int) -> int:
     return min(max(0, cache), max(0, mapped_file) + unwritten)
 
 
-def _usage(bound: Bound, root_pid: int | None, proc_root: Path) -> int | None:
-    if bound.kind == "machine":
-        return machine_usage(parse_meminfo(_read(proc_root / "meminfo")))
-    if bound.kind == "budget":
-        return 0 if root_pid is None else held_bytes(read_tree(root_pid, proc_root))
-    assert bound.folder is not None  # noqa: S101 - limits.py makes no cgroup bound without its folder
-    if bound.kind == "cgroup1":
-        charged = _number(bound.folder / "memory.usage_in_bytes")
-        kernel = _number(bound.folder / "memory.kmem.usage_in_bytes") or 0
-        usage = cgroup1_usage(parse_stat(_read(bound.folder / "memory.stat")), kernel)
-    else:
-        charged = _number(bound.folder / "memory.current")
-        usage = cgroup2_usage(parse_stat(_read(bound.folder / "memory.stat")))
-    # What is charged bounds what cannot be reclaimed; with a damaged memory.stat it is the best figure there
-    # is.
-    figures = [figure for figure in (charged, usage) if figure is not None]
-    return min(figures) if figures else None
-
-
-def _number(path: Path) -> int | None:
-    return whole_number(_read(path).strip())
-
-
-def _read(path: Path) -> str:
-    """The text of a small file, or "" when it cannot be read."""
-    try:
-        return path.read_bytes().decode("ascii", "replace")
-    except OSError:
-        return ""
+def _refaults(stat: Mapping[str, int], *names: str) -> int | None:
+    found = [stat[name] for name in names if name in stat]
+    return sum(found) if found else None

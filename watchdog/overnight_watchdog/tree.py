@@ -1,97 +1,208 @@
-"""What our own processes hold: the usage that a configured budget is compared with.
+"""What a process and all its descendants hold: the memory of one cell, and of a budget without a cgroup of its own.
 
-Anonymous + shared memory from /proc/PID/status, for supervisord and all its descendants. A child that was
-forked without an exec shows its parent's pages as its own although they exist once, so what its parent holds
-is taken off. That misses inherited pages that the child has since written to (the weights of a warm server
-never are); the exact figure is PSS, which costs milliseconds a process and has no place in a loop.
+Anonymous + shared memory: /proc/PID/statm at each look (resident less shared is anonymous), shared memory from
+/proc/PID/status when the members are looked up again. A child that was forked without an exec shows its parent's
+pages as its own although they exist once, so what it had of them when it was first seen is taken off. That misses
+inherited pages that the child has written to since (the weights of a warm server never are); the exact figure is PSS,
+which costs milliseconds a process and has no place in a loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from overnight_watchdog.kernel_files import KernelFile, whole_number
 from overnight_watchdog.limits import PROC
 
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PF_FORKNOEXEC = 0x40
 """Kernel flag (stat, field 9): forked, but has not called exec."""
 
+MEMBERS_S = 0.25
+"""How old the list of a tree's members may be when it is measured."""
+
 
 @dataclass(frozen=True, slots=True)
-class Process:
-    """The memory of one process in bytes. `forked`: it still runs the program that its parent runs."""
+class Stat:
+    """Of /proc/PID/stat. state: one letter, such as T for stopped. ticks: clock ticks after boot."""
 
-    pid: int
+    state: str
     parent: int
     forked: bool
-    anonymous_bytes: int
-    shmem_bytes: int
+    major_faults: int
+    start_ticks: int
 
 
-def held_bytes(processes: Iterable[Process]) -> int:
-    """Anonymous + shared memory of all of them, inherited pages counted once."""
-    by_pid = {process.pid: process for process in processes}
-    total = 0
-    for process in by_pid.values():
-        source = by_pid.get(process.parent) if process.forked else None
-        total += max(0, process.anonymous_bytes - (source.anonymous_bytes if source else 0))
-        total += max(0, process.shmem_bytes - (source.shmem_bytes if source else 0))
-    return total
+@dataclass(slots=True)
+class Member:
+    """One process of a tree. inherited_bytes: what it shares with `parent`, the process that forked it."""
+
+    start_ticks: int
+    statm: KernelFile
+    parent: int
+    inherited_bytes: int
+    shmem_bytes: int = 0
 
 
-def read_tree(root_pid: int, proc_root: Path = PROC) -> list[Process]:
-    """`root_pid` and all its descendants; a process that ends meanwhile is left out.
+class Tree:
+    """A process and its descendants, as long as they are below it, and whoever else is in its cgroup.
 
-    psutil finds the descendants through every process's parent: /proc/PID/task/TID/children would be cheaper,
-    but not every kernel is built with it.
+    own_root: the root's inherited pages are taken off too (a cell forked by a warm server); else they are its own.
+    alone: only the root (the daemon, a warm server: what they start is registered itself).
+    cgroup: a folder that holds this tree alone; who daemonised himself is still in it.
     """
-    try:
-        pids = [root_pid, *(child.pid for child in psutil.Process(root_pid).children(recursive=True))]
-    except psutil.Error:
-        return []
-    found = (_process(pid, proc_root) for pid in pids)
-    return [process for process in found if process is not None]
+
+    def __init__(
+        self, pid: int, *, own_root: bool = False, alone: bool = False, cgroup: str = "", proc_root: Path = PROC
+    ) -> None:
+        self.pid = pid
+        self._own_root, self._alone, self._proc = own_root, alone, proc_root
+        self._procs = KernelFile(f"{cgroup}/cgroup.procs") if cgroup else None
+        self._members: dict[int, Member] = {}
+        self._due_s = float("-inf")
+
+    def measure(self, now_s: float) -> int:
+        """Bytes that the tree holds; 0 when nobody is left."""
+        if now_s >= self._due_s:
+            self.refresh()
+            self._due_s = now_s + MEMBERS_S
+        total = 0
+        for member in self._members.values():
+            anonymous = anonymous_bytes(member.statm)
+            total += max(0, anonymous - member.inherited_bytes) + member.shmem_bytes
+        return total
+
+    def refresh(self) -> None:
+        """Look up who belongs to it, and their shared memory."""
+        seen: dict[int, Member] = {}
+        for pid in self._pids():
+            found = stat_of(pid, self._proc)
+            if found is None or found.state in "ZX":
+                continue
+            member = self._members.get(pid)
+            if member is None or member.start_ticks != found.start_ticks:
+                member = self._first_seen(pid, found, seen)
+            elif not found.forked:
+                member.inherited_bytes = 0  # first seen between its fork and its exec
+            member.shmem_bytes = shmem_bytes(pid, self._proc)
+            seen[pid] = member
+        for pid, member in seen.items():
+            if pid != self.pid and member.parent not in seen:
+                member.inherited_bytes = 0  # whoever forked it is gone: what they shared is its own now
+        for pid, member in self._members.items():
+            if seen.get(pid) is not member:
+                member.statm.close()
+        self._members = seen
+
+    def members(self) -> list[tuple[int, int]]:
+        """(pid, start time in clock ticks) of those that were there at the last refresh, the root first."""
+        return [(pid, member.start_ticks) for pid, member in self._members.items()]
+
+    def close(self) -> None:
+        for member in self._members.values():
+            member.statm.close()
+        self._members = {}
+        if self._procs is not None:
+            self._procs.close()
+
+    def _pids(self) -> dict[int, None]:
+        """In order, each once."""
+        if self._alone:
+            return {self.pid: None}
+        pids = dict.fromkeys((self.pid, *descendants(self.pid, self._proc)))
+        if self._procs is not None:
+            whole, _, _ = self._procs.read().rpartition(b"\n")  # a pid that was cut off would be somebody else's
+            pids |= dict.fromkeys(filter(None, map(whole_number, whole.split())))
+        return pids
+
+    def _first_seen(self, pid: int, found: Stat, seen: Container[int]) -> Member:
+        statm = KernelFile(self._proc / str(pid) / "statm")
+        inherited = 0
+        if found.forked and (self._own_root if pid == self.pid else found.parent in seen):
+            parent = KernelFile(self._proc / str(found.parent) / "statm")
+            inherited = min(anonymous_bytes(parent), anonymous_bytes(statm))
+            parent.close()
+        return Member(found.start_ticks, statm, found.parent, inherited)
+
+
+def anonymous_bytes(statm: KernelFile) -> int:
+    """Resident less shared pages: private anonymous memory."""
+    fields = statm.read().split(None, 3)
+    if len(fields) < 4:
+        return 0
+    resident, shared = whole_number(fields[1]), whole_number(fields[2])
+    return 0 if resident is None or shared is None else max(0, resident - shared) * PAGE_BYTES
+
+
+def shmem_bytes(pid: int, proc_root: Path = PROC) -> int:
+    data = _read(proc_root / str(pid) / "status")
+    at = data.find(b"\nRssShmem:")
+    fields = data[at + 10 : at + 40].split(None, 1) if at >= 0 else []
+    return (whole_number(fields[0]) or 0) * 1024 if fields else 0
+
+
+def stat_of(pid: int, proc_root: Path = PROC) -> Stat | None:
+    """None when there is no such process."""
+    data = _read(proc_root / str(pid) / "stat")
+    # The command name may hold spaces and parentheses: fields are counted from behind the last ')'.
+    fields = data[data.rfind(b")") + 1 :].split()
+    if len(fields) < 20:
+        return None
+    parent, flags, faults, ticks = (whole_number(fields[place]) for place in (1, 6, 9, 19))
+    if parent is None or flags is None or faults is None or ticks is None:
+        return None
+    return Stat(fields[0].decode("ascii", "replace"), parent, bool(flags & _PF_FORKNOEXEC), faults, ticks)
 
 
 def start_ticks(pid: int, proc_root: Path = PROC) -> int:
     """Start time of a process in clock ticks after boot, or 0 when there is no such process."""
-    fields = _stat_fields(pid, proc_root)
-    return int(fields[19]) if fields else 0
+    found = stat_of(pid, proc_root)
+    return 0 if found is None else found.start_ticks
 
 
-def _process(pid: int, proc_root: Path) -> Process | None:
-    fields = _stat_fields(pid, proc_root)
+def descendants(pid: int, proc_root: Path = PROC) -> Iterator[int]:
+    """Everybody below a process, parents before their children.
+
+    /proc/PID/task/TID/children is a few reads a process; on a kernel that is built without it psutil asks every
+    process for its parent."""
+    if not (proc_root / str(pid) / "task" / str(pid) / "children").exists():
+        if (proc_root / str(pid)).exists():
+            yield from _by_parent(pid, proc_root)
+        return
+    waiting, known = [pid], {pid}
+    while waiting:
+        for thread in _threads(waiting.pop(), proc_root):
+            for child in map(whole_number, _read(thread / "children").split()):
+                if child is not None and child not in known:  # once each: pids that are used again make circles
+                    known.add(child)
+                    yield child
+                    waiting.append(child)
+
+
+def _threads(pid: int, proc_root: Path) -> list[Path]:
+    folder = proc_root / str(pid) / "task"
     try:
-        status = (proc_root / str(pid) / "status").read_bytes()
-    except OSError:
-        return None
-    if not fields:
-        return None
-    sizes = {name: value for name, _, value in (line.partition(b":") for line in status.splitlines())}
-    return Process(
-        pid=pid,
-        parent=int(fields[1]),
-        forked=bool(int(fields[6]) & _PF_FORKNOEXEC),
-        anonymous_bytes=_kib(sizes.get(b"RssAnon", b"")),
-        shmem_bytes=_kib(sizes.get(b"RssShmem", b"")),
-    )
-
-
-def _stat_fields(pid: int, proc_root: Path) -> list[bytes]:
-    """The fields of /proc/PID/stat from the third (state) on; empty when there is no such process."""
-    try:
-        stat = (proc_root / str(pid) / "stat").read_bytes()
+        return [folder / name for name in os.listdir(folder)]  # noqa: PTH208 - names, not objects, in a loop
     except OSError:
         return []
-    # The command name may hold spaces and parentheses: fields are counted from behind the last ')'.
-    fields = stat[stat.rfind(b")") + 1 :].split()
-    return fields if len(fields) > 19 and all(fields[i].isdigit() for i in (1, 6, 19)) else []
 
 
-def _kib(text: bytes) -> int:
-    """`   123 kB` -> bytes; a kernel thread or a zombie has no such line: 0."""
-    fields = text.split()
-    return int(fields[0]) * 1024 if fields and fields[0].isdigit() else 0
+def _by_parent(pid: int, proc_root: Path) -> Iterator[int]:
+    if proc_root != PROC:
+        return
+    try:
+        yield from (child.pid for child in psutil.Process(pid).children(recursive=True))
+    except psutil.Error:
+        return
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

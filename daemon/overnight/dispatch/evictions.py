@@ -57,9 +57,7 @@ class Eviction:
             left += f", gone in {figures.duration(self.exhaustion_s)}"
         holder = "the server" if self.warm else "it"
         held = f"{holder} held {figures.size(self.own_bytes)} alone"
-        return (
-            f"the watchdog took {whom}{why}: {left}; {held}, and {figures.duration(self.loss_s)} of work were lost"
-        )
+        return f"the watchdog took {whom}{why}: {left}; {held}, and {figures.duration(self.loss_s)} of work were lost"
 
     def evidence(self) -> dict[str, Any]:
         """The record's figures, for the queue and the log (whose `level` is its own)."""

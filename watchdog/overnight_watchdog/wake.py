@@ -1,0 +1,137 @@
+"""Sleeping, and being woken earlier: by a signal, a new registration, or the kernel's own word that memory is short.
+
+Nothing depends on the early wake-ups. Where PSI, inotify or a cgroup's notification is missing, the sleep that follows
+from headroom and the fastest credible fill rate is short enough by itself.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+_PSI_TRIGGER = b"some 100000 2000000\0"
+"""Wake when somebody stood still for 100 ms within 2 s. Unprivileged, the window has to be a multiple of 2 s."""
+
+_IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_DELETE_SELF, _IN_MOVE_SELF, _IN_IGNORED = 0x8, 0x80, 0x400, 0x800, 0x8000
+_IN_NONBLOCK, _IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
+
+
+def open_psi_trigger(path: Path) -> int:
+    """A descriptor that polls POLLPRI under pressure. Raises OSError: no PSI, or no right to."""
+    fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.write(fd, _PSI_TRIGGER)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class Waker:
+    """One poll over everything that may end a sleep. `stop` is the name of the signal that asked to stop, or None."""
+
+    def __init__(self) -> None:
+        self.stop: str | None = None
+        self._poll = select.poll()
+        self._read, self._write = socket.socketpair()
+        for end in (self._read, self._write):
+            end.setblocking(False)
+        self._poll.register(self._read, select.POLLIN)
+        self._psi: set[int] = set()
+        self._inotify = -1
+        self._watched = False
+
+    def install(self) -> None:
+        """Take SIGTERM, SIGINT and SIGHUP, except what nohup or a shell's `&` has had ignored."""
+
+        def asked(number: int, _frame: Any) -> None:
+            self.stop = signal.Signals(number).name
+
+        signal.set_wakeup_fd(self._write.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, asked)
+
+    def watch_pressure(self, path: Path) -> bool:
+        """Have the kernel's pressure stall information wake us. False where it cannot."""
+        try:
+            fd = open_psi_trigger(path)
+        except OSError:
+            return False
+        self._psi.add(fd)
+        self._poll.register(fd, select.POLLPRI)
+        return True
+
+    def watch_folder(self, folder: Path) -> bool:
+        """Have a new or changed registration wake us; a folder that came back is watched again."""
+        if self._watched:
+            return True
+        libc = ctypes.CDLL(None, use_errno=True)
+        if self._inotify < 0:
+            self._inotify = libc.inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC)
+            if self._inotify < 0:
+                return False
+            self._poll.register(self._inotify, select.POLLIN)
+        mask = _IN_CLOSE_WRITE | _IN_MOVED_TO | _IN_DELETE_SELF | _IN_MOVE_SELF
+        self._watched = libc.inotify_add_watch(self._inotify, os.fsencode(folder), mask) >= 0
+        return self._watched
+
+    def add(self, fd: int) -> None:
+        """Wake when this descriptor becomes readable: a pidfd does when its process has ended."""
+        self._poll.register(fd, select.POLLIN)
+
+    def remove(self, fd: int) -> None:
+        try:
+            self._poll.unregister(fd)
+        except KeyError:
+            pass
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not through a signal, a registration, or a stall."""
+        if self.stop is not None:
+            return
+        for fd, event in self._poll.poll(max(0.0, seconds * 1000)):
+            if fd == self._read.fileno():
+                self._drain()
+            elif fd == self._inotify:
+                self._hear()
+            elif fd in self._psi:
+                if event & (select.POLLERR | select.POLLNVAL):  # its cgroup is gone
+                    self._poll.unregister(fd)
+                    self._psi.discard(fd)
+                    os.close(fd)
+            elif event & select.POLLNVAL:
+                self.remove(fd)
+
+    def _drain(self) -> None:
+        try:
+            while self._read.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _hear(self) -> None:
+        try:
+            data = os.read(self._inotify, 65536)
+        except OSError:
+            return
+        at = 0
+        while at + 16 <= len(data):
+            mask = int.from_bytes(data[at + 4 : at + 8], "little")
+            if mask & (_IN_IGNORED | _IN_DELETE_SELF | _IN_MOVE_SELF):
+                self._watched = False
+            at += 16 + int.from_bytes(data[at + 12 : at + 16], "little")
+
+    def close(self) -> None:
+        for fd in (*self._psi, self._inotify):
+            if fd >= 0:
+                os.close(fd)
+        self._psi, self._inotify = set(), -1
+        signal.set_wakeup_fd(-1)
+        self._read.close()
+        self._write.close()

@@ -49,7 +49,11 @@ class Ramp:
 
     @property
     def sample_s(self) -> float | None:
-        return None if self.decided_s is None else max(0.0, self.decided_s)
+        """From the breach to the decision, or to the end of its growth where that came first: one that stands still,
+        frozen just before the breach, takes nothing while it is not decided upon."""
+        if self.decided_s is None or self.ended_s is None:
+            return None
+        return max(0.0, min(self.decided_s, self.ended_s))
 
     @property
     def kill_s(self) -> float | None:

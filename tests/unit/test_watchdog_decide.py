@@ -130,7 +130,7 @@ def test_a_daemon_of_usual_size_is_never_touched(mib: int, limit_mib: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("role", "grace_s"), [("cell", 0.5), ("warm", 0.5), ("command", 10.0)], ids=["cell", "warm", "command"]
+    ("role", "grace_s"), [("cell", 2.0), ("warm", 2.0), ("command", 10.0)], ids=["cell", "warm", "command"]
 )
 def test_grace_and_then_kill(role: str, grace_s: float) -> None:
     leaving = cell(1, role=role, leaving_s=NOW - grace_s + 0.01)

@@ -10,12 +10,14 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from helpers.memory_cgroup import MemoryCgroup
 from overnight_watchdog.wake import Waker, open_psi_trigger
 
 AN_HOUR_S = 3600.0
@@ -151,6 +153,7 @@ def test_a_folder_that_is_removed_and_made_again_is_watched_again(waker: Waker, 
         register(folder)
         waker.wait(AN_HOUR_S)
         (folder / "77.json").unlink()
+        waker.wait(AN_HOUR_S)  # one that is taken back is news, too
     assert silent(waker)
 
 
@@ -263,3 +266,19 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     made.watch_pressure(Path("/proc/pressure/memory"))
     made.close()
     assert psutil.Process().num_fds() == before
+
+
+@pytest.mark.root
+def test_a_v1_cgroup_wakes_when_it_fills_up_but_keeps_nobody_awake(cgroup: MemoryCgroup, waker: Waker) -> None:
+    if not (cgroup.folder / "cgroup.event_control").exists():
+        pytest.skip("no cgroup v1 with notifications here")
+    waker.watch_cgroup("cgroup1", cgroup.folder, cgroup.limit_bytes)
+    program = f"import sys; held = bytearray({int(0.85 * cgroup.limit_bytes)}); sys.stdin.read()"
+    eater = subprocess.Popen(cgroup.join(sys.executable, "-c", program), stdin=subprocess.PIPE, text=True)
+    waker.wait(AN_HOUR_S)
+    eater.communicate("")  # and it crosses the threshold again, on its way down
+    began_s = time.monotonic()
+    waker.wait(0.1)
+    assert time.monotonic() - began_s >= 0.1
+    waker.watch_cgroup("cgroup1", cgroup.folder / "gone", cgroup.limit_bytes)
+    waker.wait(0.0)

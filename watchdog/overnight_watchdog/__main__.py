@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = parser.parse_args(arguments)
     if asked.json and not asked.once:
         parser.error("--json goes with --once")
+    if asked.verb == "guard" and asked.once:
+        parser.error("--once shows what is seen, guard runs a command: one of them")
     if asked.verb == "guard":
         return _guard(parser, asked)
     home: Path = asked.home.expanduser().absolute()
@@ -140,6 +142,8 @@ def _watch(home: Path, eye: Eye, asked: argparse.Namespace, *, supervised: bool,
     )
     while waker.stop is None:
         waker.watch_folder(cells)
+        if (bound := eye.limit_cgroup()) is not None and bound.folder is not None:
+            waker.watch_cgroup(bound.kind, bound.folder, bound.limit_bytes)
         watchdog.step()
         waker.wait(watchdog.pause_s())
     watchdog.stopped(waker.stop)

@@ -69,7 +69,8 @@ class Policy:
 
     freeze_lease_s: nobody is stopped longer. freeze_rest_s: nobody is stopped again sooner. freeze_least_s: so long at
         least, since a burst that stops looks like a calm.
-    cell_grace_s, command_grace_s: from SIGTERM to SIGKILL. An exact cell has nothing to save.
+    cell_grace_s, command_grace_s: from SIGTERM to SIGKILL, when there is time for it. An exact cell has nothing to
+        save and dies at once, but tearing down 8 GiB took half a second (*measured*).
     dying_s: how long a SIGKILLed process is waited for before somebody else is taken; less when headroom falls on.
     shrink_again_s: who was asked to give memory back is not asked again so soon.
     restart_cost_s: what every eviction costs beside the lost work: being claimed and forked again.
@@ -81,7 +82,7 @@ class Policy:
     freeze_lease_s: float = 3.0
     freeze_rest_s: float = 5.0
     freeze_least_s: float = 0.5
-    cell_grace_s: float = 0.5
+    cell_grace_s: float = 2.0
     command_grace_s: float = 10.0
     dying_s: float = 1.0
     shrink_again_s: float = 30.0

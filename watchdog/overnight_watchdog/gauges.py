@@ -124,10 +124,10 @@ class StallGauge:
         self._vmstat = KernelFile(proc_root / "vmstat")
         self._own: KernelFile | None = None
 
-    def stalled_us(self, source: str) -> int | None:
-        """Microseconds in which somebody stood still for memory, since the boot: in the cgroup that a limit's `source`
-        names where it counts them (v2), else on the machine. None without PSI."""
-        path = f"{source.removeprefix('cgroup:')}/memory.pressure" if source.startswith("cgroup:") else ""
+    def stalled_us(self, folder: str) -> int | None:
+        """Microseconds in which somebody stood still for memory, since the boot: in the cgroup with this folder where
+        it counts them (v2), else ("" too) on the machine. None without PSI."""
+        path = f"{folder}/memory.pressure" if folder else ""
         if self._own is None or self._own.path != path:
             if self._own is not None:
                 self._own.close()
@@ -198,6 +198,11 @@ class Eye:
     def _is_far(self, bound: Bound, usage: Usage) -> bool:
         limit = self._gauges[0][0].limit_bytes
         return left_bytes(bound.limit_bytes, usage) >= limit + FAR_BYTES
+
+    def limit_cgroup(self) -> Bound | None:
+        """The limit, when a cgroup's own counters measure it: one that could tell us something by itself."""
+        bound = self._gauges[0][0] if self._gauges else None
+        return bound if bound is not None and bound.folder is not None else None
 
     def look(self) -> Sample:
         """Raises SampleError when nothing can be seen."""

@@ -145,7 +145,9 @@ class Watchdog:
         if self._stalls is not None and len(self._roster) and self._thrash.due(now_s):
             pages = sample.refaulted_pages
             pages = self._stalls.refaulted_pages() if pages is None else pages
-            self._thrash.add(now_s, pages, self._stalls.stalled_us(sample.limit_source), sample.limit_bytes)
+            bound = self._eye.limit_cgroup()
+            folder = "" if bound is None else str(bound.folder)
+            self._thrash.add(now_s, pages, self._stalls.stalled_us(folder), sample.limit_bytes)
         cells = [each for each in self._roster if each.role in ("cell", "command") and each.killed_s is None]
         return View(
             headroom_bytes=sample.headroom_bytes,

@@ -11,13 +11,18 @@ import os
 import select
 import signal
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 _PSI_TRIGGER = b"some 100000 2000000\0"
 """Wake when somebody stood still for 100 ms within 2 s. Unprivileged, the window has to be a multiple of 2 s."""
 
-_IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_DELETE_SELF, _IN_MOVE_SELF, _IN_IGNORED = 0x8, 0x80, 0x400, 0x800, 0x8000
+ALARM_SHARE = 0.8
+MUTED_S = 0.25
+
+_IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_DELETE = 0x8, 0x80, 0x200
+_IN_DELETE_SELF, _IN_MOVE_SELF, _IN_IGNORED = 0x400, 0x800, 0x8000
 _IN_NONBLOCK, _IN_CLOEXEC = os.O_NONBLOCK, os.O_CLOEXEC
 
 
@@ -32,6 +37,25 @@ def open_psi_trigger(path: Path) -> int:
     return fd
 
 
+def open_usage_alarm(folder: Path, threshold_bytes: int) -> int:
+    """An eventfd that a v1 memory cgroup makes readable whenever its usage crosses the threshold. Raises OSError."""
+    alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    try:
+        usage = os.open(folder / "memory.usage_in_bytes", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            control = os.open(folder / "cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(control, f"{alarm} {usage} {threshold_bytes}".encode())
+            finally:
+                os.close(control)
+        finally:
+            os.close(usage)
+    except OSError:
+        os.close(alarm)
+        raise
+    return alarm
+
+
 class Waker:
     """One poll over everything that may end a sleep. `stop` is the name of the signal that asked to stop, or None."""
 
@@ -43,6 +67,9 @@ class Waker:
             end.setblocking(False)
         self._poll.register(self._read, select.POLLIN)
         self._psi: set[int] = set()
+        self._cgroup: tuple[str, int] | None = None
+        self._alarm = -1
+        self._muted_until_s = 0.0
         self._inotify = -1
         self._watched = False
 
@@ -67,6 +94,25 @@ class Waker:
         self._poll.register(fd, select.POLLPRI)
         return True
 
+    def watch_cgroup(self, kind: str, folder: Path, limit_bytes: int) -> None:
+        """Have the limit's own cgroup wake us: v1 when its charge passes ALARM_SHARE of the limit, v2 when somebody in
+        it stands still. Another cgroup than the last time replaces that one."""
+        if self._cgroup == (os.fspath(folder), limit_bytes):
+            return
+        self._cgroup = (os.fspath(folder), limit_bytes)
+        if self._alarm >= 0:
+            self.remove(self._alarm)
+            os.close(self._alarm)
+        self._alarm, self._muted_until_s = -1, 0.0
+        if kind == "cgroup2":
+            self.watch_pressure(folder / "memory.pressure")
+            return
+        try:
+            self._alarm = open_usage_alarm(folder, int(ALARM_SHARE * limit_bytes))
+        except OSError:
+            return
+        self._poll.register(self._alarm, select.POLLIN)
+
     def watch_folder(self, folder: Path) -> bool:
         """Have a new or changed registration wake us; a folder that came back is watched again."""
         if self._watched:
@@ -77,7 +123,7 @@ class Waker:
             if self._inotify < 0:
                 return False
             self._poll.register(self._inotify, select.POLLIN)
-        mask = _IN_CLOSE_WRITE | _IN_MOVED_TO | _IN_DELETE_SELF | _IN_MOVE_SELF
+        mask = _IN_CLOSE_WRITE | _IN_MOVED_TO | _IN_DELETE | _IN_DELETE_SELF | _IN_MOVE_SELF
         self._watched = libc.inotify_add_watch(self._inotify, os.fsencode(folder), mask) >= 0
         return self._watched
 
@@ -95,11 +141,20 @@ class Waker:
         """Sleep, but not through a signal, a registration, or a stall."""
         if self.stop is not None:
             return
+        if self._muted_until_s:
+            muted_s = self._muted_until_s - time.monotonic()
+            if muted_s > 0:
+                seconds = min(seconds, muted_s)
+            else:
+                self._muted_until_s = 0.0
+                self._poll.register(self._alarm, select.POLLIN)
         for fd, event in self._poll.poll(max(0.0, seconds * 1000)):
             if fd == self._read.fileno():
                 self._drain()
             elif fd == self._inotify:
                 self._hear()
+            elif fd == self._alarm:
+                self._hush(event)
             elif fd in self._psi:
                 if event & (select.POLLERR | select.POLLNVAL):  # its cgroup is gone
                     self._poll.unregister(fd)
@@ -115,6 +170,16 @@ class Waker:
         except BlockingIOError:
             pass
 
+    def _hush(self, event: int) -> None:
+        """Page cache that comes and goes around the threshold must not keep us awake; a cgroup that is gone neither."""
+        try:
+            os.read(self._alarm, 8)
+        except OSError:
+            pass
+        self._poll.unregister(self._alarm)
+        if event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) == 0:
+            self._muted_until_s = time.monotonic() + MUTED_S
+
     def _hear(self) -> None:
         try:
             data = os.read(self._inotify, 65536)
@@ -128,10 +193,10 @@ class Waker:
             at += 16 + int.from_bytes(data[at + 12 : at + 16], "little")
 
     def close(self) -> None:
-        for fd in (*self._psi, self._inotify):
+        for fd in (*self._psi, self._alarm, self._inotify):
             if fd >= 0:
                 os.close(fd)
-        self._psi, self._inotify = set(), -1
+        self._psi, self._alarm, self._inotify = set(), -1, -1
         signal.set_wakeup_fd(-1)
         self._read.close()
         self._write.close()

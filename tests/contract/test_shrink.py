@@ -18,8 +18,9 @@ from overnight import memory
 from overnight.cells import idle_loop
 from overnight.cells.shrinking import Shrinker
 from overnight.engines import model_store
-from overnight.engines.base import Engine
+from overnight.engines.base import Engine, Session
 from overnight.engines.registry import make
+from overnight.engines.scripted import ScriptedSession
 
 Cell = tuple[Engine, dict[str, Any]]
 TURNS = 4
@@ -80,8 +81,64 @@ def test_signals_at_any_moment_change_no_byte(cell: Cell, tmp_path: Path) -> Non
     with signalled(0.05):
         assert run(cell, tmp_path / "asked", shrinker, lambda event, **_: seen.append(event)) == undisturbed
     first_turn = seen.index("turn")
-    assert "shrunk" in seen[:first_turn], "while the first turn is generated"
-    assert seen.count("shrunk") > TURNS
+    if cell[0].name == "scripted":
+        assert "shrunk" in seen[:first_turn], "while the first turn is generated"
+        assert seen.count("shrunk") > TURNS
+    else:  # asked in every turn, it gives back at the turn's end
+        assert "shrunk" not in seen[:first_turn]
+        assert seen.count("shrunk") == TURNS
+
+
+def spare_bytes(session: Any) -> int:
+    """What a session holds and does not need before its next turn: a cache, room for tokens to come."""
+    if isinstance(session, ScriptedSession):
+        return 0 if session._cache is None else len(session._cache)
+    spare = 0
+    for layer in session._runner._cache.layers:
+        for held in (layer.keys, layer.values):
+            spare += held.untyped_storage().nbytes() - held[:, :, : layer._length].numel() * held.element_size()
+    return spare
+
+
+def test_asked_while_it_generates_it_has_given_back_by_the_turns_end(
+    cell: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One real signal, at the first safe point inside `generate`: told once, and the spare room is really gone."""
+    undisturbed = run(cell, tmp_path / "quiet")
+    engine, seen, spare = cell[0], [], []
+    sessions: list[Session] = []
+    shrinker = Shrinker()
+    before = signal.getsignal(signal.SIGUSR1)
+
+    def opened(*args: Any, **options: Any) -> Session:
+        sessions.append(type(engine).open(engine, *args, **options))
+        return sessions[0]
+
+    def report(event: str, **_fields: Any) -> None:
+        if event == "first_prefill":
+            usual = sessions[0].safe_point
+
+            def asked() -> None:
+                sessions[0].safe_point = usual
+                os.kill(os.getpid(), signal.SIGUSR1)
+                usual()
+
+            sessions[0].safe_point = asked
+        if event in ("turn", "shrunk"):
+            seen.append(event)
+            spare.append(spare_bytes(sessions[0]))
+
+    monkeypatch.setattr(engine, "open", opened)
+    try:
+        shrinker.install()
+        assert run(cell, tmp_path / "asked", shrinker, report) == undisturbed
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen.count("shrunk") == 1
+    assert seen.index("shrunk") < 2, "at the end of the turn in which it was asked"
+    assert spare[seen.index("shrunk")] == 0
+    if engine.name == "transformers":
+        assert spare[0] > 1 << 20, "what was to be given back"
 
 
 class Cut(Exception):

@@ -1,7 +1,8 @@
 """The rates and limits that can be survived, measured, with processes that may be frozen first and that may not.
 
 A leak is inside the region when its headroom at the breach lasts longer than sample + kill + reap, each taken as the
-99th percentile of this very campaign (of so few runs: their largest). Inside, the kernel's OOM killer must not have
+99th percentile of all runs below the same limit in this very campaign (of so few runs: their largest; tearing down
+8 GiB takes ten times as long as 512 MiB). Inside, the kernel's OOM killer must not have
 struck once; what happened outside is printed all the same. The table goes to var/prove/watchdog.json too.
 
 The way to the interesting part is not waited for: each leak begins with a quick prefill, which is there before the
@@ -27,7 +28,8 @@ from helpers.ramp import Ramp, percentile, run_ramp
 pytestmark = [pytest.mark.root, pytest.mark.slow]
 
 RATES_MIB_S = (10, 50, 200, 500, 1024)
-LIMITS = (512 * MIB, 2 * GIB, 8 * GIB)
+LIMITS = (128 * MIB, 512 * MIB, 2 * GIB, 8 * GIB)
+"""The smallest is there to show the edge."""
 PREFILL_SHARE = 0.7
 RAMP_S = 40.0
 OURS_BYTES = 40 * MIB
@@ -76,13 +78,17 @@ def campaign(flat: object, tmp_path_factory: pytest.TempPathFactory) -> list[Ram
     return rows
 
 
-def terms(rows: list[Ramp]) -> dict[str, float]:
-    """p99 of sample, kill and reap in seconds, over all runs in which the watchdog decided."""
-    found = {}
-    for name in ("sample_s", "kill_s", "reap_s"):
-        values = [value for ramp in rows if (value := getattr(ramp, name)) is not None]
-        assert values, "not one decision in the whole campaign"
-        found[name] = percentile(values, 0.99)
+def terms(rows: list[Ramp]) -> dict[int, dict[str, float]]:
+    """p99 of sample, kill and reap in seconds, by limit, over all runs in which the watchdog decided."""
+    found: dict[int, dict[str, float]] = {}
+    for limit in sorted({ramp.limit_bytes for ramp in rows}):
+        found[limit] = {}
+        for name in ("sample_s", "kill_s", "reap_s"):
+            values = [
+                value for ramp in rows if ramp.limit_bytes == limit and (value := getattr(ramp, name)) is not None
+            ]
+            assert values, f"not one decision below {limit / GIB:.1f} GiB"
+            found[limit][name] = percentile(values, 0.99)
     return found
 
 
@@ -93,14 +99,13 @@ def lasts_s(ramp: Ramp) -> float:
 
 def test_nobody_meets_the_oom_killer_inside_the_survivable_region(campaign: list[Ramp], repository: Path) -> None:
     taken = terms(campaign)
-    needed_s = sum(taken.values())
-    inside = {id(ramp): lasts_s(ramp) > needed_s for ramp in campaign}
+    needed_s = {limit: sum(found.values()) for limit, found in taken.items()}
+    inside = {id(ramp): lasts_s(ramp) > needed_s[ramp.limit_bytes] for ramp in campaign}
     print("\n\n" + table(campaign, inside, taken))
     record = {
         "v": 1,
         "campaign": "watchdog",
-        "p99": {name: round(value, 4) for name, value in taken.items()},
-        "needed_s": round(needed_s, 4),
+        "p99": {str(limit): {name: round(value, 4) for name, value in found.items()} for limit, found in taken.items()},
         "points": [
             ramp.record() | {"lasts_s": round(lasts_s(ramp), 4), "inside": inside[id(ramp)], "survived": ramp.survived}
             for ramp in campaign
@@ -108,7 +113,7 @@ def test_nobody_meets_the_oom_killer_inside_the_survivable_region(campaign: list
     }
     write(repository / "var" / "prove" / "watchdog.json", record)
     died = [ramp for ramp in campaign if inside[id(ramp)] and not ramp.survived]
-    assert not died, f"the kernel killed inside the region ({needed_s * 1000:.0f} ms): {died}"
+    assert not died, f"the kernel killed inside the region ({needed_s}): {died}"
     assert any(inside.values()), "an empty region proves nothing"
 
 
@@ -143,12 +148,13 @@ def line(ramp: Ramp) -> str:
     )
 
 
-def table(rows: list[Ramp], inside: dict[int, bool], taken: dict[str, float]) -> str:
+def table(rows: list[Ramp], inside: dict[int, bool], taken: dict[int, dict[str, float]]) -> str:
     """One row a rate, one column a limit: `in` or `out` of the region, and how many of its runs survived."""
     limits = sorted({ramp.limit_bytes for ramp in rows})
-    parts = ", ".join(f"{name.removesuffix('_s')} {value * 1000:.0f} ms" for name, value in taken.items())
-    text = [f"the survivable region: headroom at the breach (10 %) lasts longer than {parts}"]
-    text.append(f"{'MiB/s':>8}" + "".join(f"{limit / GIB:>16.1f} GiB" for limit in limits))
+    text = ["the survivable region: headroom at the breach (10 %) lasts longer than sample + kill + reap (p99, ms)"]
+    text.append(f"{'MiB/s':>8}" + "".join(f"{limit / MIB:>16.0f} MiB" for limit in limits))
+    parts = ("+".join(f"{value * 1000:.0f}" for value in taken[limit].values()) for limit in limits)
+    text.append(f"{'':>8}" + "".join(part.rjust(20) for part in parts))
     for rate in RATES_MIB_S:
         cells = []
         for limit in limits:

@@ -27,12 +27,15 @@ class FakeEye:
     """Sees the firm memory of all processes, and `other_bytes` that nobody registered holds."""
 
     def __init__(self, kernel: FakeKernel, clock: Callable[[], float]) -> None:
-        self.budget_folder = ""
+        self.budget_folder, self.limit_source = "", SOURCE
         self.limit_bytes, self.other_bytes = LIMIT, 0
         self.blind = False
         self.looks = 0
         self.at_look: Callable[[int], None] = lambda number: None
         self._kernel, self._clock = kernel, clock
+
+    def limit_cgroup(self) -> None:
+        """None of its own."""
 
     def look(self) -> Sample:
         self.looks += 1
@@ -41,7 +44,7 @@ class FakeEye:
             raise SampleError("nothing to be seen")
         used = self.other_bytes + sum(process.own_bytes for process in self._kernel.processes())
         left = max(0, self.limit_bytes - used)
-        return Sample(self._clock(), self.limit_bytes, SOURCE, used, left, SOURCE, left)
+        return Sample(self._clock(), self.limit_bytes, self.limit_source, used, left, self.limit_source, left)
 
 
 class World:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ import pytest
 
 from helpers.home import Home
 from helpers.waiting import until
+from overnight import procfs
 from overnight.dispatch.attempt import Attempt
 from overnight.dispatch.crew import Crew
 from overnight.dispatch.signals import Handle
@@ -172,3 +175,65 @@ def test_killed_while_the_queue_is_locked(home: Home, victim: str) -> None:
     home.wait_done()
     assert {cell["turns"] for cell in home.cells()} == {8}
     assert home.log("attempt_stale") == []
+
+
+def test_what_was_registered_by_hand_outlives_every_daemon(home: Home) -> None:
+    command = subprocess.Popen(["sleep", "600"])
+    path = home.paths.registry / f"{command.pid}.json"
+    entry = {"v": 1, "boot_id": procfs.boot_id(), "pid": command.pid, "role": "command"}
+    written = json.dumps(entry | {"start_ticks": procfs.start_ticks(command.pid)})
+    path.write_text(written)
+    home.submit(scaffolds=[1], limits={"max_iterations": 1000})
+
+    def started() -> None:
+        daemon = home.start()
+        until(lambda: [one.pid for one in home.registered("daemon")] == [daemon.pid])
+        until(lambda: home.registered("cell"))
+        assert command.poll() is None
+        assert path.read_text() == written
+
+    try:
+        for ending in (home.stop, home.kill, home.kill, home.stop):
+            started()
+            ending()
+        started()
+        assert command.pid not in [line["pid"] for line in home.log("leftover_killed")]
+        home.stop()
+        command.kill()
+        command.wait()
+        home.start()
+        until(lambda: not path.exists())  # nobody needs it any more
+    finally:
+        command.kill()
+        command.wait()
+
+
+def test_registrations_that_somebody_removed_come_back(home: Home) -> None:
+    home.submit(scaffolds=[1], options={"delay_s": 60.0})  # no turn ends, which would write one anew
+    home.start()
+    until(lambda: home.registered("cell"))
+    # So that nothing more would be written for another reason.
+    until(lambda: [entry["cells"] for entry in home.registrations("warm")] == [1])
+    until(lambda: home.registrations("cell")[0]["last_turn_s"])
+
+    def who() -> dict[str, int]:
+        return {role: one.pid for role in ("daemon", "warm", "cell") for one in home.registered(role)}
+
+    before = who()
+    assert len(before) == 3
+    for path in home.paths.registry.iterdir():
+        path.unlink()
+    until(lambda: who() == before, 10)
+
+
+def test_a_loading_warm_server_runs_no_cell_yet(home: Home) -> None:
+    home.submit(scaffolds=[1], limits={"max_iterations": 1000}, options={"load_s": 3.0})
+    home.start()
+    until(lambda: home.statuses().get("running") == 1)
+    (loading,) = until(lambda: home.registrations("warm"))
+    assert (loading["cells"], loading["shrinks"]) == (0, False)
+    until(lambda: [entry["cells"] for entry in home.registrations("warm")] == [1])
+    (cell,) = home.registrations("cell")
+    assert cell["started_s"] - loading["started_s"] > 2.5, "the load is not the cell's"
+    home("cancel", "--grid", "night")
+    until(lambda: [entry["cells"] for entry in home.registrations("warm")] == [0])

@@ -352,3 +352,31 @@ def test_it_needs_no_home_and_leaves_none(start: Start, tmp_path: Path, monkeypa
     monkeypatch.setenv("OVERNIGHT_HOME", str(tmp_path / "nowhere"))
     assert start("--budget", "400MiB", "guard", "--", "true").wait() == 0
     assert list(empty.iterdir()) == [] and not (tmp_path / "nowhere").exists()
+
+
+def test_a_terminal_that_takes_nothing_does_not_hold_it_up(cgroup: MemoryCgroup) -> None:
+    """stderr is a full pipe that nobody reads: a pager, or Ctrl-S. The leak is ended all the same, and so is it."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        while True:
+            os.write(write, b"x" * 4096)
+    except BlockingIOError:
+        pass
+    os.set_blocking(write, True)
+    command = [sys.executable, "-m", "overnight_watchdog", "--budget", "150MiB", "guard", "--", *PYTHON, GROWS]
+    process = subprocess.Popen(
+        cgroup.join(*command, "1000", "60"),
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=write,
+        start_new_session=True,
+    )
+    try:
+        assert process.wait(DEADLINE_S) in (128 + signal.SIGTERM, 128 + signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(read)
+        os.close(write)

@@ -238,7 +238,8 @@ def test_an_emptied_run_folder_never_makes_two(home: Home, gone: str) -> None:
     if gone == "socket":
         home.paths.supervisor_socket.unlink()
     else:
-        shutil.rmtree(home.paths.run)
+        # At one stroke: the heartbeats are made anew while their folder is being emptied.
+        shutil.rmtree(home.paths.run.rename(home.paths.var / "gone"))
     assert "had lost its socket and was stopped" in home("up").stdout
     assert supervised_processes(home) == [" daemon", "overnight-watchdog", "supervisord"]
     home.wait_done()

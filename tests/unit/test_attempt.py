@@ -19,9 +19,9 @@ from overnight.dispatch.registry import Registration, Registry
 from overnight.dispatch.signals import Handle
 
 
-def attempt(*, turns: int = 0, run_s: float = 0.0) -> Attempt:
+def attempt(*, turns: int = 0, run_s: float = 0.0, timeout_s: float | None = None) -> Attempt:
     cell: Any = SimpleNamespace(turns=turns, output_tokens=10 * turns, run_s=run_s, key="a")
-    claimed: Any = SimpleNamespace(cell=cell, attempt_id=3, grid="night")
+    claimed: Any = SimpleNamespace(cell=cell, attempt_id=3, grid="night", policy={"timeout_s": timeout_s})
     server: Any = SimpleNamespace(state="ready", shrinks=True, freezes=False, promise="exact", warm={"engine": "x"})
     return Attempt(claimed, server)
 
@@ -55,23 +55,44 @@ def test_the_registration_carries_it() -> None:
     found.handle = Handle.open(os.getpid())
     entry = found.registration()
     assert (entry.role, entry.replay_s, entry.freezes, entry.shrinks) == ("cell", 21.0, False, True)
+    assert entry.by == "overnight"
 
 
-def test_a_recovery_kills_what_was_left_but_never_a_daemon(tmp_path: Path) -> None:
+def test_the_load_of_its_model_is_no_work_of_the_cell() -> None:
+    found = attempt()
+    found.handle = Handle.open(os.getpid())
+    found.started_s, found.forked_s = 100.0, 160.0
+    assert found.registration().started_s == 160.0
+
+
+def test_time_spent_frozen_is_not_its_own() -> None:
+    found = attempt(timeout_s=10.0)
+    found.forked_s = 100.0
+    for now_s, frozen in ((104.0, True), (105.0, True), (107.0, False), (108.0, False)):
+        found.look(now_s, frozen=frozen)
+    assert found.frozen_s == 3.0
+    assert not found.overdue(113.0)
+    assert found.overdue(113.1)
+
+
+def test_a_recovery_kills_what_was_left_but_never_a_daemon_nor_what_is_not_ours(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
-    left, other = (subprocess.Popen(["sleep", "600"]) for _ in range(2))
+    left, other, foreign = (subprocess.Popen(["sleep", "600"]) for _ in range(3))
     beats: list[int] = []
     queue: Any = SimpleNamespace(recover=lambda **_: [1, 2])
     log: Any = SimpleNamespace(warning=lambda *_, **__: None, error=lambda *_, **__: None)
     try:
         for pid, role in ((left.pid, "cell"), (other.pid, "daemon"), (os.getpid(), "daemon")):
             registry.put(Registration(pid=pid, start_ticks=procfs.start_ticks(pid) or 0, pgid=pid, role=role))
+        ticks = procfs.start_ticks(foreign.pid) or 0
+        by_hand = {"v": 1, "boot_id": procfs.boot_id(), "pid": foreign.pid, "start_ticks": ticks, "role": "command"}
+        (tmp_path / f"{foreign.pid}.json").write_text(json.dumps(by_hand))
         assert recover(queue, registry, log, beat=lambda: beats.append(1)) == 2
         assert left.wait(5) == -9
-        assert other.poll() is None
-        assert list(tmp_path.iterdir()) == []
+        assert (other.poll(), foreign.poll()) == (None, None)
+        assert [path.name for path in tmp_path.iterdir()] == [f"{foreign.pid}.json"]
     finally:
-        for process in (left, other):
+        for process in (left, other, foreign):
             process.kill()
             process.wait()
 
@@ -84,7 +105,8 @@ def test_a_warm_servers_registration_follows_its_cells(tmp_path: Path) -> None:
         handle=Handle.open(os.getpid()),
         pid=os.getpid(),
         state="loading",
-        attempts=set(),
+        attempts={1, 2},  # they wait for its load
+        forked=set(),
         told=None,
         warm={"engine": "x"},
         started=1.0,
@@ -100,9 +122,16 @@ def test_a_warm_servers_registration_follows_its_cells(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     pool.register(server)
     assert registered() == (0, False)
-    server.state, server.attempts = "ready", {1, 2}
+    server.state, server.forked = "ready", {1, 2}
     pool.register(server)
     assert registered() == (2, True)
+    server.forked = {2}
+    pool.register(server)
+    assert registered() == (1, True)
     (tmp_path / "cells" / f"{os.getpid()}.json").unlink()
     pool.register(server)  # nothing changed: nothing is written
     assert list((tmp_path / "cells").iterdir()) == []
+    pool._servers["x"] = server
+    pool.refresh()  # ... but somebody emptied the folder
+    assert registered() == (1, True)
+    assert told == ["registration_failed"]

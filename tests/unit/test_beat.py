@@ -91,3 +91,31 @@ def test_a_disk_that_allocates_nothing_takes_beats_where_there_is_room(
     monkeypatch.setattr(os, "posix_fallocate", full)
     Beat(path).strike()
     assert json.loads(path.read_bytes())["sequence"] == 1
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced", "folder removed"])
+def test_somebody_who_empties_the_folder_does_not_silence_it(tmp_path: Path, how: str) -> None:
+    clock, path = Clock(), tmp_path / "run" / "daemon.beat"
+    path.parent.mkdir()
+    beat = Beat(path, clock=clock)
+    beat.strike()
+    if how == "replaced":
+        (tmp_path / "other").write_bytes(b"")
+        (tmp_path / "other").replace(path)
+    else:
+        path.unlink()
+    if how == "folder removed":
+        path.parent.rmdir()
+        clock.now += 1
+        beat.strike()
+        path.parent.mkdir()
+    clock.now += 1
+    beat.strike()
+    assert read(path)["monotonic_s"] == clock.now
+
+
+def test_it_writes_through_no_link(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "daemon.beat").symlink_to(tmp_path / "precious")
+    Beat(tmp_path / "daemon.beat").strike()
+    assert (tmp_path / "precious").read_text() == "mine"

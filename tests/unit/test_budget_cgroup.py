@@ -88,6 +88,37 @@ def test_v2_beside_our_own_with_a_leaf_for_the_processes(tmp_path: Path, monkeyp
     assert not joined.folder.exists()
 
 
+@pytest.mark.parametrize("file", ["memory.max", "memory.high", "memory.swap.max"])
+def test_a_limit_of_our_own_is_not_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    tree = Tree(tmp_path, "0::/a/b\n", V2_MOUNT.format(root="/", where=""), monkeypatch)
+    ours = tree.cgroup("fs/cgroup/a/b")
+    (ours / file).write_text("4294967296\n")
+    with pytest.raises(Missing, match=rf"{ours} has {file} = 4294967296, which we would escape"):
+        tree.join()
+    assert [path.name for path in ours.parent.iterdir() if path.is_dir()] == ["b"]
+    assert (ours.parent / "cgroup.subtree_control").read_text() == ""
+
+
+@pytest.mark.parametrize("where", ["parent", "mount", "own budget"])
+def test_limits_that_hold_for_the_new_one_too_are_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    path = {"parent": "/a/b", "mount": "/", "own budget": f"/a/{NAME}/main"}[where]
+    tree = Tree(tmp_path, f"0::{path}\n", V2_MOUNT.format(root="/", where=""), monkeypatch)
+    ours = tree.cgroup("fs/cgroup" + path.rstrip("/"))
+    ((ours if where == "mount" else ours.parent) / "memory.max").write_text("4294967296")
+    joined = tree.join()
+    assert joined.folder == (ours if where == "mount" else tree.sys / "fs/cgroup/a") / NAME
+    assert (joined.folder / "memory.max").read_text() == str(BUDGET)
+
+
+def test_v1_is_below_a_limit_of_our_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = Tree(tmp_path, "4:memory:/a\n", V1_MOUNT.format(root="/"), monkeypatch)
+    ours = tree.cgroup("fs/cgroup/memory/a")
+    (ours / "memory.limit_in_bytes").write_text("4294967296")
+    assert tree.join().folder == ours / NAME
+
+
 def test_a_folder_that_a_killed_daemon_left_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = Tree(tmp_path, "4:memory:/a\n", V1_MOUNT.format(root="/"), monkeypatch)
     tree.cgroup(f"fs/cgroup/memory/a/{NAME}")

@@ -20,16 +20,64 @@ from overnight.dispatch.registry import Registration, Registry
 from overnight.dispatch.signals import Handle
 from overnight.errors import UserError
 
+NOBODY = 2**22 + 1  # above the kernel's PID_MAX_LIMIT
+
 
 def test_registry_keeps_what_is_whole_and_of_this_boot(tmp_path: Path) -> None:
     registry = Registry(tmp_path)
     registry.put(Registration(pid=10, start_ticks=5, pgid=10, role="cell", cell="g/k"))
-    (tmp_path / "11.json").write_text("{torn")
+    (tmp_path / f"{NOBODY}.json").write_text("{torn")
     other = json.loads((tmp_path / "10.json").read_text()) | {"boot_id": "another", "pid": 12}
     (tmp_path / "12.json").write_text(json.dumps(other))
-    assert [entry["pid"] for entry in registry.entries()] == [10]
+    assert [entry["pid"] for entry in registry.ours()] == [10]
     registry.clear()
     assert list(tmp_path.iterdir()) == []
+
+
+def by_hand(pid: int, **changes: Any) -> str:
+    """A registration as docs/watchdog.md has people write it."""
+    entry = {"v": 1, "boot_id": procfs.boot_id(), "pid": pid, "role": "command"}
+    entry |= {"start_ticks": procfs.start_ticks(pid) or 1} | changes
+    return json.dumps(entry)
+
+
+TORN = '{"v": 1, "pid"'
+
+
+@pytest.mark.parametrize(
+    ("name", "living", "says", "stays"),
+    [
+        ("{}.json", True, {}, True),
+        ("{}.json", True, {"role": "cell"}, True),
+        ("any-name.json", True, {}, True),
+        ("{}.json", True, {"by": "overnight"}, False),
+        ("{}.json", True, {"start_ticks": 1}, False),
+        ("{}.json", True, {"boot_id": "another"}, False),
+        ("{}.json", False, {}, False),
+        ("{}.json", True, TORN, True),  # somebody is just writing it
+        ("{}.json", False, TORN, False),
+        ("{}.json", False, "[]", False),
+        (".{}.json.77.tmp", True, TORN, False),
+        ("{}.json.new", True, TORN, True),  # no name of ours: somebody is about to rename it
+    ],
+)
+def test_clearing_leaves_what_people_registered_by_hand(
+    tmp_path: Path, name: str, living: bool, says: dict[str, Any] | str, stays: bool
+) -> None:
+    pid = os.getpid() if living else NOBODY
+    path = tmp_path / name.format(pid)
+    path.write_text(says if isinstance(says, str) else by_hand(pid, **says))
+    registry = Registry(tmp_path)
+    assert len(list(registry.ours())) == ("by" in says)
+    registry.clear()
+    assert path.exists() is stays
+
+
+def test_a_registration_that_was_removed_is_missed(tmp_path: Path) -> None:
+    registry = Registry(tmp_path)
+    assert registry.missing(10)
+    registry.put(Registration(pid=10, start_ticks=5, pgid=10, role="cell"))
+    assert not registry.missing(10)
 
 
 def test_handle_refuses_a_reused_pid() -> None:
@@ -91,6 +139,34 @@ def test_pressure_that_cannot_be_trusted_is_silence(tmp_path: Path, damage: str)
     if damage == "not an object":
         path.write_text("[1]")
     assert pressure.read(path) is None
+
+
+class Torn:
+    """A heartbeat that is being written: so many reads meet the write."""
+
+    def __init__(self, path: Path, torn_reads: int) -> None:
+        self._data, self._left = path.read_bytes(), torn_reads
+
+    def read_bytes(self) -> bytes:
+        self._left -= 1
+        return self._data[:100].ljust(512) if self._left >= 0 else self._data
+
+
+@pytest.mark.parametrize(("torn_reads", "lives"), [(0, True), (1, True), (2, False)])
+def test_a_heartbeat_that_is_just_written_is_read_once_more(tmp_path: Path, torn_reads: int, lives: bool) -> None:
+    path = tmp_path / "pressure.json"
+    pressure_file(path)
+    torn: Any = Torn(path, torn_reads)
+    assert (pressure.last(torn) is not None) is lives
+
+
+def test_the_lock_follows_no_link_and_says_so(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    path = tmp_path / "daemon.lock"
+    path.symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match=r"daemon.lock .*symbolic link; remove it"):
+        DaemonLock(path).__enter__()
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_second_daemon_is_refused_by_name_and_the_lock_outlives_nobody(tmp_path: Path) -> None:

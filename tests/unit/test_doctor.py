@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overnight.cli import doctor
+from overnight.dispatch import budget_cgroup
 from overnight.dispatch.pressure import Pressure
 from overnight.doctor import facts, home_checks, memory_checks, model_checks, models, watchdog_view
 from overnight.doctor.facts import Folder, Running, Settings
@@ -197,6 +198,17 @@ def test_a_budget_without_anything_to_compare_it_with() -> None:
     assert home_checks.budget_check(Settings(99 * GIB), View(complaint="gone")).status is Status.OK
 
 
+def test_why_the_budget_has_no_cgroup_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def escape(home: Path) -> None:
+        raise budget_cgroup.Missing(f"no place for {home}")
+
+    monkeypatch.setattr(budget_cgroup, "place", escape)
+    row = home_checks.budget_check(Settings(GIB), View(ANSWER), facts.no_cgroup(Paths.of(tmp_path)))
+    assert row.status is Status.OK
+    assert row.advice == f"It is counted process by process, without a cgroup of its own: no place for {tmp_path}."
+    assert home_checks.budget_check(Settings(GIB), View(ANSWER)).advice == ""
+
+
 def test_broken_settings_are_a_bad_row(tmp_path: Path) -> None:
     file = tmp_path / "overnight.toml"
     file.write_text("[daemon]\nslot = 3\n")
@@ -357,12 +369,6 @@ WATCHDOG = Pressure("ok", 4 * GIB, GIB, 0.1)
 def test_what_runs(found: Running, statuses: str) -> None:
     rows = home_checks.running_checks(found, View(ANSWER))
     assert " ".join(row.status for row in rows) == statuses
-
-
-def test_a_watchdog_that_only_watches_says_so() -> None:
-    found = Running("running", DAEMON, WATCHDOG)
-    assert "signals nobody" in home_checks.running_checks(found, View({**ANSWER, "acts": False}))[2].found
-    assert "signals nobody" not in home_checks.running_checks(found, View(ANSWER))[2].found
 
 
 def test_why_the_daemon_waits_is_told() -> None:

@@ -21,6 +21,7 @@ from helpers.verdict_ring import heartbeat
 from helpers.waiting import until
 from overnight import procfs
 from overnight.dispatch import supervisor_call
+from overnight.dispatch.attempt import Attempt
 from overnight.dispatch.guardian import Guardian
 from overnight.dispatch.signals import Handle
 from overnight.paths import Paths
@@ -36,7 +37,10 @@ class Bench:
         self.asked: list[tuple[str, str]] = []
         self.processes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
         self.cell, self.watchdog = (process.pid for process in self.processes)
-        self.attempt: Any = SimpleNamespace(handle=Handle.open(self.cell), grid="night", key="a")
+        cell: Any = SimpleNamespace(turns=0, output_tokens=0, key="a")
+        claimed: Any = SimpleNamespace(cell=cell, attempt_id=1, grid="night", policy={"timeout_s": 10.0})
+        server: Any = None
+        self.attempt = Attempt(claimed, server, handle=Handle.open(self.cell), forked_s=self.now)
         logger: Any = SimpleNamespace(info=self._line, warning=self._line)
         self.guardian = Guardian(
             self.paths, logger, supervised=True, clock=lambda: self.now, signal_process=self._signal_process
@@ -86,6 +90,49 @@ def test_with_a_living_watchdog_a_frozen_cell_stays_frozen(bench: Bench) -> None
     assert bench.guardian.pressure is not None
     assert bench.guardian.pressure.level == "freeze"
     assert bench.log == []
+
+
+def thaw(bench: Bench) -> None:
+    os.kill(bench.cell, signal.SIGCONT)
+    until(lambda: not procfs.stopped(bench.cell))
+
+
+@pytest.mark.parametrize("said", [{"frozen": 1}, {"level": "freeze"}, {"level": "evict"}, {"level": "kill"}])
+def test_a_frozen_cells_time_limit_waits(bench: Bench, said: dict[str, Any]) -> None:
+    bench.beat(**said)
+    bench.look(4.0)
+    bench.freeze()
+    for _ in range(30):
+        bench.beat(**said)
+        bench.look(1.0)
+    assert not bench.attempt.overdue(bench.now)
+    thaw(bench)
+    bench.beat()
+    bench.look(1.0)
+    assert bench.attempt.frozen_s == 30.0
+    assert not bench.attempt.overdue(bench.now + 5.0)
+    assert bench.attempt.overdue(bench.now + 5.1)
+
+
+def test_a_cell_that_the_watchdog_did_not_freeze_has_no_more_time(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.freeze()
+    monkeypatch.setattr(procfs, "stopped", lambda _: pytest.fail("/proc is not asked while nobody is frozen"))
+    for level in ("ok", "hold", "shrink"):
+        bench.beat(level=level)
+        bench.look(4.0)
+    assert bench.attempt.overdue(bench.now)
+
+
+def test_what_is_thawed_is_counted_up_to_then(bench: Bench) -> None:
+    bench.beat(frozen=1)
+    bench.freeze()
+    bench.look()
+    bench.beat(frozen=1, age_s=6.0)
+    bench.look(2.0)
+    bench.look(1.0)
+    assert bench.attempt.frozen_s == 2.0
 
 
 @pytest.mark.parametrize("state", ["silent", "dead", "no file"])

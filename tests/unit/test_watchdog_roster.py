@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from helpers.fake_kernel import MIB, FakeKernel, FakeProcess
-from overnight_watchdog.roster import FAULTS_S, RESCAN_S, STEP_FADES, Guarded, Roster
+from overnight_watchdog.roster import FAULTS_S, RESCAN_S, STEP_FADES, Guarded, Roster, read_small
 
 BOOT = "b"
 NOW = 1000.0
@@ -241,11 +241,34 @@ def test_the_largest_step_within_a_turn(folder: Folder) -> None:
     steps = []
     for number, (turn, mib) in enumerate(looks):
         folder.kernel.holds(7, mib * MIB)
-        guarded.entry["turn"] = turn
+        guarded.entry |= {"turn": turn, "last_turn_s": NOW - 100 + turn}
         guarded.measure(NOW + number)
         steps.append(guarded.step_bytes / MIB)
     faded = [50 * STEP_FADES, 70, 70, 70 * STEP_FADES, 70 * STEP_FADES**2]
     assert steps == pytest.approx([0, 0, 0, 50, 50, *faded], rel=1e-6)
+
+
+def test_a_replay_is_no_step(folder: Folder) -> None:
+    """It has a turn to begin at from its registration on, but none of its own is finished."""
+    process = folder.kernel.start(7)
+    guarded = folder.guarded(process, turn=9, last_turn_s=None)
+    for number, mib in enumerate((10, 150, 300)):
+        folder.kernel.holds(7, mib * MIB)
+        guarded.measure(NOW + number)
+        assert guarded.step_bytes == 0
+    guarded.entry["last_turn_s"] = NOW + 3
+    for number, (mib, step) in enumerate(((300, 0), (330, 30))):
+        folder.kernel.holds(7, mib * MIB)
+        guarded.measure(NOW + 4 + number)
+        assert guarded.step_bytes == step * MIB
+
+
+def test_somebody_elses_registration_is_not_believed(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder.cells / "7.json"
+    path.write_bytes(b"{}")
+    assert read_small(path, 100) == b"{}"
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    assert read_small(path, 100) == b""
 
 
 def test_major_faults_are_counted_seldom(folder: Folder) -> None:

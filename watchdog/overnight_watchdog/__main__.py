@@ -30,13 +30,16 @@ from overnight_watchdog.loop import Watchdog
 from overnight_watchdog.report import Heartbeat, Log, Reporter
 from overnight_watchdog.roster import Roster
 from overnight_watchdog.sample import SampleError
+from overnight_watchdog.scribe import LaterHeartbeat, LaterLog, PatientRing, Scribe
 from overnight_watchdog.survive import settle, tie_to_parent
-from overnight_watchdog.tree import start_ticks
+from overnight_watchdog.tree import start_ticks, stat_of
 from overnight_watchdog.verdicts import VerdictRing
 from overnight_watchdog.wake import Waker
 
 _INTERVAL_S = (0.01, 4.0)
 """A heartbeat older than 5 s counts as a dead watchdog's: a longer interval would look like one."""
+LAST_WORDS_S = 2.0
+"""A disk that stands still is not waited for any longer at the end."""
 _NOWHERE = Path(os.devnull) / "nowhere"
 """A folder that is never there: `guard` has no registrations, and its verdicts are told on stderr."""
 
@@ -86,17 +89,28 @@ class _Parts:
         supervised: bool = False,
         dry_run: bool = False,
         longest_s: float = 2.0,
+        scribe: Scribe | None = None,
     ) -> None:
+        """scribe: writes verdicts for us, so that none has to wait for a disk."""
         self.boot_id = _boot_id()
-        self.identity = {"boot_id": self.boot_id, "pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
+        self.identity = _identity()
         kernel = LinuxKernel()
         self.ring = VerdictRing(run / "verdicts.ring", self.boot_id)
-        self.actor = Actor(kernel, self.ring, dry_run=dry_run)
+        ring = self.ring if scribe is None else PatientRing(self.ring, scribe)
+        self.actor = Actor(kernel, ring, dry_run=dry_run)
         self.roster = Roster(run / "cells", kernel, self.boot_id)
         daemon = None
         if supervised:
             supervisor = Supervisor(run / "supervisor.sock")
-            daemon = DaemonWatch(run / "daemon.beat", supervisor, kernel, self.boot_id, _teller(log))
+            daemon = DaemonWatch(
+                run / "daemon.beat",
+                supervisor,
+                kernel,
+                self.boot_id,
+                _teller(log),
+                ours=_is_sibling,
+                began_s=time.monotonic(),
+            )
         self.watchdog = Watchdog(
             eye=eye,
             roster=self.roster,
@@ -112,16 +126,26 @@ def _watch(home: Path, eye: Eye, asked: argparse.Namespace, *, supervised: bool,
     run, cells = home / "var" / "run", home / "var" / "run" / "cells"
     waker = Waker()
     waker.install()  # before anything is held
-    heartbeat, log = PressureFile(run / "pressure.json"), EventLog(home / "var" / "log" / "watchdog.jsonl")
-    parts = _Parts(eye, heartbeat, log, run=run, supervised=supervised, dry_run=asked.dry_run, longest_s=asked.interval)
     lock = Lock(run / "watchdog.lock")
     try:
-        lock.acquire({"v": 1, **parts.identity})
+        lock.acquire({"v": 1, **_identity()})
     except Held as held:
         return _refuse(str(held))
     except OSError as error:
         _say(f"{error.filename}: {error.strerror}; watching without a lock")
-    parts.ring.open()
+    scribe = Scribe()
+    heartbeat, log = PressureFile(run / "pressure.json"), EventLog(home / "var" / "log" / "watchdog.jsonl")
+    parts = _Parts(
+        eye,
+        LaterHeartbeat(heartbeat, scribe),
+        LaterLog(log, scribe),
+        run=run,
+        supervised=supervised,
+        dry_run=asked.dry_run,
+        longest_s=asked.interval,
+        scribe=scribe,
+    )
+    scribe.do(parts.ring.open, wait_s=1.0)
     try:
         cells.mkdir(parents=True, mode=0o700, exist_ok=True)
     except OSError:
@@ -147,8 +171,9 @@ def _watch(home: Path, eye: Eye, asked: argparse.Namespace, *, supervised: bool,
         watchdog.step()
         waker.wait(watchdog.pause_s())
     watchdog.stopped(waker.stop)
-    heartbeat.close()
-    log.close()
+    if scribe.finish(LAST_WORDS_S):
+        heartbeat.close()
+        log.close()
     lock.release()
     return 0
 
@@ -160,14 +185,21 @@ def _guard(parser: argparse.ArgumentParser, asked: argparse.Namespace) -> int:
     if not command:
         parser.error("guard: name a command, such as: overnight-watchdog guard -- python train.py")
 
+    scribes: list[Scribe] = []
+
     def prepare(pid: int) -> tuple[Watchdog, Roster, Actor]:
+        scribes.append(Scribe())  # only after the fork; a terminal that takes nothing must not hold us up
         eye = Eye(budget_bytes=asked.budget, tree_root=lambda: pid)
-        parts = _Parts(eye, guard.Silent(), guard.GuardLog(_say), dry_run=asked.dry_run, longest_s=asked.interval)
+        log = guard.GuardLog(lambda line: scribes[0].put(lambda: _say(line)))
+        parts = _Parts(eye, guard.Silent(), log, dry_run=asked.dry_run, longest_s=asked.interval)
         parts.actor.rehearse(_rehearsed(parts))
         settle()
         return parts.watchdog, parts.roster, parts.actor
 
-    return guard.run(command, prepare=prepare, say=_say, boot_id=_boot_id())
+    status = guard.run(command, prepare=prepare, say=_say, boot_id=_boot_id())
+    for scribe in scribes:
+        scribe.finish(LAST_WORDS_S)
+    return status
 
 
 def _once(home: Path, eye: Eye, *, as_json: bool) -> int:
@@ -220,6 +252,16 @@ def _tied() -> bool:
     except OSError as error:
         _say(f"prctl(PR_SET_PDEATHSIG): {error.strerror}; a dead supervisord goes unnoticed")
         return True
+
+
+def _is_sibling(pid: int) -> bool:
+    """Was it started by the supervisord that has started us?"""
+    found = stat_of(pid)
+    return found is not None and found.parent == os.getppid()
+
+
+def _identity() -> dict[str, Any]:
+    return {"boot_id": _boot_id(), "pid": os.getpid(), "start_ticks": start_ticks(os.getpid())}
 
 
 def _boot_id() -> str:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from overnight_watchdog.decide import Action, Step
-from overnight_watchdog.kernel import Kernel
+from overnight_watchdog.kernel import SYS_PROCESS_MRELEASE, Kernel
 from overnight_watchdog.limits import PROC
 from overnight_watchdog.roster import Guarded
 from overnight_watchdog.tree import stat_of
-from overnight_watchdog.verdicts import VerdictRing
+from overnight_watchdog.verdicts import Ring
 
-_SYS_PROCESS_MRELEASE = 448
 _NOT_SENT = "it could not be signalled"
 _ROUNDS = 5
 """A tree that forks while it is being stopped is stopped again, this often at most."""
@@ -61,7 +60,7 @@ class LinuxKernel:
         return True
 
     def release(self, pidfd: int) -> None:
-        self._libc.syscall(ctypes.c_long(_SYS_PROCESS_MRELEASE), ctypes.c_int(pidfd), ctypes.c_uint(0))
+        self._libc.syscall(ctypes.c_long(SYS_PROCESS_MRELEASE), ctypes.c_int(pidfd), ctypes.c_uint(0))
 
     def ended(self, pidfd: int) -> bool:
         poller = select.poll()
@@ -100,7 +99,7 @@ class Dying:
 class Actor:
     """Signals, and keeps an eye on those who are on their way out."""
 
-    def __init__(self, kernel: Kernel, ring: VerdictRing, *, dry_run: bool = False) -> None:
+    def __init__(self, kernel: Kernel, ring: Ring, *, dry_run: bool = False) -> None:
         self._kernel, self._ring, self.dry_run = kernel, ring, dry_run
         self.dying: list[Dying] = []
         self._own_pid = os.getpid()
@@ -149,10 +148,14 @@ class Actor:
                 self._remember(guarded, now_s, pidfds, killed=False)
             case Step.KILL:
                 self._ring.write(record)
-                if len(guarded.tree.members()) > 1 or guarded.role == "command":
-                    self._stop_all(guarded)  # whoever stands still forks nobody, and no child is orphaned unseen
                 # Who was asked to leave with it may stand below nobody by now: its pidfd still tells who it is.
-                for pidfd in self._orphans(guarded):
+                orphans = self._orphans(guarded)
+                if len(guarded.tree.members()) > 1 or guarded.role == "command":
+                    # Whoever stands still forks nobody, and no child is orphaned unseen.
+                    for pidfd in orphans:
+                        self._kernel.send(pidfd, signal.SIGSTOP)
+                    self._stop_all(guarded)
+                for pidfd in orphans:
                     self._kernel.send(pidfd, signal.SIGKILL)
                 pidfds = self._to_all(guarded, signal.SIGKILL, keep=True)
                 self._remember(guarded, now_s, pidfds, killed=True)
@@ -174,8 +177,7 @@ class Actor:
 
     def _stop_all(self, guarded: Guarded) -> bool:
         """SIGSTOP until nobody new is found. False when the registered process itself has ended."""
-        if not self._kernel.send(guarded.pidfd, signal.SIGSTOP):
-            return False
+        there = self._kernel.send(guarded.pidfd, signal.SIGSTOP)
         stopped: set[tuple[int, int]] = {(guarded.pid, guarded.start_ticks)}
         for _ in range(_ROUNDS):
             guarded.tree.refresh()
@@ -187,7 +189,7 @@ class Actor:
                     self._kernel.send(pidfd, signal.SIGSTOP)
                     self._kernel.close(pidfd)
             stopped.update(new)
-        return True
+        return there
 
     def _orphans(self, guarded: Guarded) -> list[int]:
         """Pidfds of those who were told to go together with it, but for its own."""

@@ -113,11 +113,21 @@ class DaemonWatch:
     """Looks once a second; restarts a daemon that is silent, or that was found to be the leak."""
 
     def __init__(
-        self, beat: Path, supervisor: Supervisor, kernel: Kernel, boot_id: str, tell: Callable[..., None]
+        self,
+        beat: Path,
+        supervisor: Supervisor,
+        kernel: Kernel,
+        boot_id: str,
+        tell: Callable[..., None],
+        *,
+        ours: Callable[[int], bool] = lambda pid: True,
+        began_s: float = float("-inf"),
     ) -> None:
+        """ours: did our own supervisord start this process? One that somebody runs by hand is his to restart.
+        began_s: silence counts from here on: what ended the watchdog before us may have stopped the daemon, too."""
         self._path, self._supervisor, self._kernel, self._boot_id = beat, supervisor, kernel, boot_id
-        self._tell = tell
-        self._due_s = self._awake_s = float("-inf")
+        self._tell, self._ours = tell, ours
+        self._due_s, self._awake_s = float("-inf"), began_s
         self._looked_s: float | None = None
         self._pidfd: int | None = None
         self._kill_s = 0.0
@@ -136,10 +146,12 @@ class DaemonWatch:
         if now_s < self._due_s:
             return
         if self._looked_s is not None and now_s - self._looked_s > ASLEEP_S:
-            self._awake_s = now_s
+            self._awake_s = now_s  # what stopped us may have stopped it, too
         self._looked_s, self._due_s = now_s, now_s + LOOK_S
         beat = read_beat(self._path, self._boot_id)
         if beat is None or beat.stopping or now_s - max(beat.monotonic_s, self._awake_s) < SILENT_S:
+            return
+        if not self._ours(beat.pid):
             return
         record = {"trigger": "silent", "silent_s": round(now_s - beat.monotonic_s, 1)}
         self.restart(beat.pid, beat.start_ticks, now_s, record, write)

@@ -24,7 +24,7 @@ SHORT_S = 0.25
 """Points of the short window may be this old, if enough are younger: a slow past must not dilute a burst."""
 ENOUGH = 4
 GRANULE_BYTES = 4 * 2**20
-NOISE_BYTES = 2**20
+NOISE_BYTES = 3 * 2**19
 LONG_POINTS = 30
 LONG_SPACING_S = 1.0
 QUANTILE = 1 / 3

@@ -21,6 +21,7 @@ from overnight_watchdog.sample import (
     combine,
     left_bytes,
     machine_usage,
+    pinned_kernel_bytes,
 )
 from overnight_watchdog.tree import PAGE_BYTES, Tree
 
@@ -28,6 +29,8 @@ LIMITS_S = 4.0
 """How old the known limits may be: a container can be resized while it runs."""
 FAR_S, FAR_BYTES = 0.25, 2 * 2**30
 """A larger bound with so much more left than the whole limit is looked at so seldom: nobody fills that sooner."""
+KERNEL_BYTES = 16 * 2**20
+"""Less kernel memory than this is not looked into."""
 FOLDERS_S = 60.0
 """How old the known cgroups may be: a process is seldom moved."""
 
@@ -47,9 +50,16 @@ class MachineGauge:
 
 
 class CgroupGauge:
-    """Counters of one memory cgroup. swap_free: what the machine could still swap out."""
+    """Counters of one memory cgroup. swap_free: what the machine could still swap out. kernel_most: how much kernel
+    memory can be pinned at the most."""
 
-    def __init__(self, kind: str, folder: Path, swap_free: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        kind: str,
+        folder: Path,
+        swap_free: Callable[[], int] = lambda: 0,
+        kernel_most: Callable[[], int | None] = lambda: None,
+    ) -> None:
         self._old = kind == "cgroup1"
         names = (
             ("memory.usage_in_bytes", "memory.kmem.usage_in_bytes", "memory.memsw.limit_in_bytes")
@@ -61,14 +71,15 @@ class CgroupGauge:
         self._memsw = KernelFile(folder / "memory.memsw.usage_in_bytes")
         self._limit = KernelFile(folder / "memory.limit_in_bytes")
         self._swappiness = KernelFile(folder / "memory.swappiness")
-        self._swap_free = swap_free
+        self._swap_free, self._kernel_most = swap_free, kernel_most
 
     def measure(self) -> Usage | None:
         """None when the cgroup is gone, or its files say nothing."""
         charged = self._charged.number()
         swap = self._swap_room(charged)
         if self._old:
-            usage = cgroup1_usage(named_numbers(self._stat.read(), STAT1), self._second.number() or 0, swap)
+            stat, kernel = named_numbers(self._stat.read(), STAT1), self._second.number() or 0
+            usage = cgroup1_usage(stat, kernel, swap, self._kernel_most() if kernel >= KERNEL_BYTES else None)
         else:
             usage = cgroup2_usage(named_numbers(self._stat.read(), STAT2), swap)
         return bounded(usage, charged)
@@ -149,7 +160,7 @@ def total_us(data: bytes) -> int | None:
 
 
 class Eye:
-    """Looks at memory. Usage is read at each look, limits once a second, where the cgroups are once a minute.
+    """Looks at memory. Usage is read at each look, limits every LIMITS_S, where the cgroups are once a minute.
 
     tree_root: the process whose tree a budget without a cgroup counts.
     budget_folder: where a memory cgroup around that tree is, "" for none; whoever made it says so.
@@ -234,7 +245,10 @@ class Eye:
             return self._machine
         if bound.kind == "budget" or bound.folder is None:
             return TreeGauge(self._tree_root, self._proc_root, self._clock)
-        return CgroupGauge(bound.kind, bound.folder, self._swap_free)
+        return CgroupGauge(bound.kind, bound.folder, self._swap_free, self._kernel_most)
+
+    def _kernel_most(self) -> int | None:
+        return pinned_kernel_bytes(self._machine.meminfo())
 
     def _swap_free(self) -> int:
         return self._machine.meminfo().get("SwapFree", 0) if self._swaps else 0

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from overnight_watchdog.act import Actor
+from overnight_watchdog.kernel import PR_SET_PDEATHSIG
 from overnight_watchdog.limits import PROC
 from overnight_watchdog.loop import Watchdog
 from overnight_watchdog.roster import Roster
 from overnight_watchdog.tree import start_ticks
 from overnight_watchdog.wake import Waker
 
-_PR_SET_PDEATHSIG = 1
 _FOUND_NOT, _CANNOT_RUN = 127, 126
 
 
@@ -31,7 +31,8 @@ _DONE = {
 class GuardLog:
     """Tells on stderr what was done to the command, one line each; nothing about mere changes of level."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, say: Callable[[str], object]) -> None:
+        """say: must not block."""
         self._say = say
 
     def write(self, level: str, event: str, **fields: Any) -> bool:
@@ -104,7 +105,7 @@ class Child:
 def _become(command: list[str], gate: int, failed: int) -> NoReturn:
     try:
         # A guard that is killed while the command is frozen must not leave it so.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGCONT), 0, 0, 0)
         for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them; the command shall not
             signal.signal(number, signal.SIG_DFL)
         if os.read(gate, 1):

@@ -101,7 +101,7 @@ class PressureFile:
 
     def _open(self) -> int:
         self._path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, PRESSURE_BYTES)
             if os.fstat(fd).st_size != PRESSURE_BYTES:
@@ -132,7 +132,11 @@ class EventLog:
 
         Lines that were lost before are counted in the next one (`lines_lost`).
         """
-        record = {"ts": timestamp(self._clock()), "level": level, "event": event, **fields}
+        return self.write_at(self._clock(), level, event, fields)
+
+    def write_at(self, now_s: float, level: str, event: str, fields: dict[str, Any]) -> bool:
+        """The same, of something that happened at `now_s`."""
+        record = {"ts": timestamp(now_s), "level": level, "event": event, **fields}
         if self._lost:
             record["lines_lost"] = self._lost
         line = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
@@ -181,7 +185,7 @@ class EventLog:
 
     def _open(self) -> int:
         self._path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
             size = os.fstat(fd).st_size
             if size and os.pread(fd, 1, size - 1) != b"\n":  # a power cut or a full disk cut the last line off

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+SYS_PROCESS_MRELEASE = 448
+PR_SET_PDEATHSIG = 1
+
 
 class Kernel(Protocol):
     def open(self, pid: int, start_ticks: int) -> int | None:

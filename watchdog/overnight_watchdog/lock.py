@@ -47,7 +47,7 @@ class Lock:
     def _open(self) -> int:
         try:
             self._path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError:
             return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # read-only, yet flock works on it
 

@@ -101,9 +101,18 @@ class Watchdog:
         except (SampleError, OSError) as error:
             self._track.forget()  # no slope across the gap
             self._reporter.seldom(self._clock(), "error", "sampling_failed", error=str(error))
+            self._see_off(self._clock())
             return None
         self._meet(sample.monotonic_s)
         return sample, self._assess(sample)
+
+    def _see_off(self, now_s: float) -> None:
+        """What a blind watchdog can still do: end leases, and follow those who are on their way out."""
+        for guarded in self._roster:
+            if guarded.frozen_s is not None and now_s - guarded.frozen_s >= self._policy.freeze_lease_s:
+                self._actor.carry_out(Action(Step.THAW, guarded.pid, "lease_over"), guarded, now_s, {})
+                self._reporter.action("info", "thawed", guarded, trigger="lease_over")
+        self._follow(now_s)
 
     def _look(self) -> Sample:
         self._looks += 1
@@ -143,12 +152,12 @@ class Watchdog:
         floor = self._thresholds.falling_bytes_per_s
         self._exhaustion_s = exhaustion_s(sample.firm_headroom_bytes, slope, floor_bytes_per_s=floor)
         if self._stalls is not None and len(self._roster) and self._thrash.due(now_s):
-            pages = sample.refaulted_pages
-            pages = self._stalls.refaulted_pages() if pages is None else pages
             bound = self._eye.limit_cgroup()
-            folder = "" if bound is None else str(bound.folder)
+            folder, pages = "" if bound is None else str(bound.folder), sample.refaulted_pages
+            if sample.limit_source == "machine":  # under a smaller limit others' refaults would count as ours
+                pages = self._stalls.refaulted_pages()
             self._thrash.add(now_s, pages, self._stalls.stalled_us(folder), sample.limit_bytes)
-        cells = [each for each in self._roster if each.role in ("cell", "command") and each.killed_s is None]
+        cells = [each for each in self._roster if each.role in ("cell", "command") and not each.leaves]
         return View(
             headroom_bytes=sample.headroom_bytes,
             firm_headroom_bytes=sample.firm_headroom_bytes,
@@ -173,7 +182,7 @@ class Watchdog:
             return
         action = self._decide(sample, found)
         if action is None:
-            begun = any(each.leaving_s or each.killed_s for each in self._roster)
+            begun = any(each.leaves for each in self._roster)
             if found.level >= Level.EVICT and not begun:
                 self._reporter.seldom(
                     sample.monotonic_s, "error", "no_victim", pressure=found.level.label, **self._seen(sample).numbers()
@@ -310,6 +319,7 @@ class Watchdog:
             self._reactions.append(after_s)
         self._killed = None
         self._track.forget()
+        self._thrash.forget()
         held = dying.own_bytes
         self._reporter.action("info", "victim_gone", dying.guarded, after_s=round(after_s, 4), freed_bytes=held)
         self._roster.drop(dying.guarded)
@@ -336,7 +346,7 @@ class Watchdog:
         sample = self._sample
         if sample is None or not any(each.role != "daemon" for each in self._roster):
             return self._longest_s  # nobody whom we could stop
-        if self._actor.dying:
+        if not all(each.guarded.reported for each in self._actor.dying):
             return min(self._longest_s, pace.SHORTEST_S)
         frozen = any(each.frozen_s is not None for each in self._roster)
         headroom, limit = sample.firm_headroom_bytes, sample.limit_bytes

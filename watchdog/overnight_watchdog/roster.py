@@ -50,7 +50,7 @@ class Guarded:
         self.killed_s: float | None = None
         self.reported = False
         self.dropped = False
-        self._turn_floor: tuple[int, int] | None = None
+        self._turn_floor: tuple[float, int] | None = None
         self._faults: tuple[float, int] | None = None
 
     @property
@@ -60,13 +60,25 @@ class Guarded:
     def measure(self, now_s: float) -> None:
         self.own_bytes = self.tree.measure(now_s)
         self.track.add(now_s, self.own_bytes)
-        # The rise within a turn: from the least that it held since its last finished turn.
-        turn = number(self.entry.get("turn"))
-        if self._turn_floor is not None and self._turn_floor[0] != turn:
+        self._measure_step()
+
+    def _measure_step(self) -> None:
+        """The rise within a turn: from the least that it held since its last finished turn. What comes before the first
+        one (imports, a replay, the first caches) is no turn's."""
+        last_turn_s = self._seconds("last_turn_s")
+        if last_turn_s is None or not number(self.entry.get("turn")):
+            self._turn_floor, self.step_bytes = None, 0
+            return
+        if self._turn_floor is None or self._turn_floor[0] != last_turn_s:
+            self._turn_floor = (last_turn_s, self.own_bytes)
             self.step_bytes = int(self.step_bytes * STEP_FADES)
-        if self._turn_floor is None or self._turn_floor[0] != turn or self.own_bytes < self._turn_floor[1]:
-            self._turn_floor = (turn, self.own_bytes)
-        self.step_bytes = max(self.step_bytes, self.own_bytes - self._turn_floor[1]) if turn else 0
+        self._turn_floor = (last_turn_s, min(self._turn_floor[1], self.own_bytes))
+        self.step_bytes = max(self.step_bytes, self.own_bytes - self._turn_floor[1])
+
+    @property
+    def leaves(self) -> bool:
+        """It was told to go."""
+        return (self.leaving_s, self.killed_s) != (None, None)
 
     @property
     def touched(self) -> bool:
@@ -152,6 +164,7 @@ class Roster:
         cgroup = entry.get("cgroup") if entry["role"] in ("cell", "command") else None
         tree = Tree(
             pid,
+            start_ticks=ticks,
             own_root=entry["role"] == "cell",
             alone=entry["role"] in ("warm", "daemon"),
             cgroup=cgroup if isinstance(cgroup, str) else "",
@@ -238,10 +251,13 @@ def parse(data: bytes, boot_id: str) -> dict[str, Any] | None:
 def read_small(path: Path, most_bytes: int) -> bytes:
     """At most so much of a file's beginning, b"" when it cannot be read. Neither a huge file nor a pipe holds us up."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return b""
     try:
+        # A registration says whom to signal: nobody else's file is believed.
+        if os.fstat(fd).st_uid != os.geteuid():
+            return b""
         return os.read(fd, most_bytes)
     except OSError:
         return b""

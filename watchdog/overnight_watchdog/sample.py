@@ -29,6 +29,7 @@ from dataclasses import dataclass
 MEMINFO = (
     *(b"MemTotal:", b"MemFree:", b"MemAvailable:", b"Buffers:", b"Cached:", b"Shmem:", b"Mapped:", b"Dirty:"),
     *(b"Writeback:", b"SReclaimable:", b"KReclaimable:", b"SwapTotal:", b"SwapFree:"),
+    *(b"SUnreclaim:", b"KernelStack:", b"PageTables:", b"SecPageTables:", b"Percpu:", b"VmallocUsed:"),
 )
 STAT1 = (
     *(b"total_cache ", b"total_rss ", b"total_shmem ", b"total_mapped_file ", b"total_dirty ", b"total_writeback "),
@@ -128,10 +129,19 @@ def machine_usage(meminfo: Mapping[str, int]) -> Usage | None:
     return Usage(firm, slow, meminfo.get("SwapFree", 0))
 
 
-def cgroup1_usage(stat: Mapping[str, int], kernel_bytes: int, swap_room_bytes: int = 0) -> Usage | None:
+def pinned_kernel_bytes(meminfo: Mapping[str, int]) -> int | None:
+    """Kernel memory of the machine that cannot be reclaimed; None when it does not tell."""
+    parts = ("SUnreclaim", "KernelStack", "PageTables", "SecPageTables", "Percpu", "VmallocUsed")
+    return sum(meminfo.get(part, 0) for part in parts) if "SUnreclaim" in meminfo else None
+
+
+def cgroup1_usage(
+    stat: Mapping[str, int], kernel_bytes: int, swap_room_bytes: int = 0, kernel_most_bytes: int | None = None
+) -> Usage | None:
     """The same for a v1 memory cgroup, children included (`total_`), from memory.stat and memory.kmem usage.
 
-    v1 does not tell which part of the kernel memory could be reclaimed, so all of it counts.
+    v1 does not tell which part of the kernel memory could be reclaimed: no more than `kernel_most_bytes`, what the
+    whole machine has of it, counts as firm, and the rest (the names of a hundred thousand files) as slow.
     """
     if not {"total_rss", "total_cache"} <= stat.keys():
         return None
@@ -141,9 +151,10 @@ def cgroup1_usage(stat: Mapping[str, int], kernel_bytes: int, swap_room_bytes: i
         mapped_file=stat.get("total_mapped_file", 0) - shmem,
         unwritten=stat.get("total_dirty", 0) + stat.get("total_writeback", 0),
     )
+    pinned = kernel_bytes if kernel_most_bytes is None else min(kernel_bytes, kernel_most_bytes)
     return Usage(
-        stat["total_rss"] + shmem + kernel_bytes,
-        slow,
+        stat["total_rss"] + shmem + pinned,
+        slow + kernel_bytes - pinned,
         swap_room_bytes,
         _refaults(stat, "total_workingset_refault_file", "total_workingset_refault_anon"),
     )

@@ -13,15 +13,14 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+from overnight_watchdog.kernel import PR_SET_PDEATHSIG, SYS_PROCESS_MRELEASE
 from overnight_watchdog.limits import PROC
 
 _MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 _CAP_SYS_ADMIN, _CAP_IPC_LOCK = 21, 14
 _NICE = -15
 OOM_SCORE_ADJ = -1000
-_SYS_PROCESS_MRELEASE = 448
 _ENOSYS = 38
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ def tie_to_parent() -> bool:
     Raises OSError when the kernel refuses."""
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
+    if libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
     try:
@@ -143,7 +142,7 @@ def _pidfd() -> Ability:
 
 def _mrelease() -> Ability:
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.syscall(ctypes.c_long(_SYS_PROCESS_MRELEASE), ctypes.c_int(-1), ctypes.c_uint(0))
+    libc.syscall(ctypes.c_long(SYS_PROCESS_MRELEASE), ctypes.c_int(-1), ctypes.c_uint(0))
     if ctypes.get_errno() == _ENOSYS:
         return Ability(False, "not in this kernel (Linux 5.15 has it)")
     return Ability(True, "process_mrelease works")

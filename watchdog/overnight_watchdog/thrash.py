@@ -74,6 +74,10 @@ class ThrashWatch:
         since = self.found.since_s if self.found.since_s is not None else last[0]
         self.found = Thrashing(refault, stall, since if self._thrashes(refault, stall) else None)
 
+    def forget(self) -> None:
+        """Somebody is gone: whether it goes on without him is to be seen, and takes its time again."""
+        self.found = Thrashing()
+
     def level(self, now_s: float, candidates: int) -> Level:
         """What it asks for: shrink (and so hold) once it is named, evict when it goes on."""
         since = self.found.since_s

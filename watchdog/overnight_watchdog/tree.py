@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from overnight_watchdog.kernel_files import KernelFile, whole_number
+from overnight_watchdog.kernel_files import KernelFile, named_numbers, whole_number
 from overnight_watchdog.limits import PROC
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -52,29 +52,39 @@ class Member:
 class Tree:
     """A process and its descendants, as long as they are below it, and whoever else is in its cgroup.
 
+    start_ticks: the root's start time; another process that has its pid by then, and whatever is below that, is not
+        looked at. 0: whoever has the pid.
     own_root: the root's inherited pages are taken off too (a cell forked by a warm server); else they are its own.
     alone: only the root (the daemon, a warm server: what they start is registered itself).
     cgroup: a folder that holds this tree alone; who daemonised himself is still in it.
     """
 
     def __init__(
-        self, pid: int, *, own_root: bool = False, alone: bool = False, cgroup: str = "", proc_root: Path = PROC
+        self,
+        pid: int,
+        *,
+        start_ticks: int = 0,
+        own_root: bool = False,
+        alone: bool = False,
+        cgroup: str = "",
+        proc_root: Path = PROC,
     ) -> None:
-        self.pid = pid
+        self.pid, self._start_ticks = pid, start_ticks
+        self._meminfo = KernelFile(proc_root / "meminfo")
         self._own_root, self._alone, self._proc = own_root, alone, proc_root
         self._procs = KernelFile(f"{cgroup}/cgroup.procs") if cgroup else None
         self._members: dict[int, Member] = {}
         self._due_s = float("-inf")
+        self._shmem_bytes = 0
 
     def measure(self, now_s: float) -> int:
         """Bytes that the tree holds; 0 when nobody is left."""
         if now_s >= self._due_s:
             self.refresh()
             self._due_s = now_s + MEMBERS_S
-        total = 0
+        total = self._shmem_bytes
         for member in self._members.values():
-            anonymous = anonymous_bytes(member.statm)
-            total += max(0, anonymous - member.inherited_bytes) + member.shmem_bytes
+            total += max(0, anonymous_bytes(member.statm) - member.inherited_bytes)
         return total
 
     def refresh(self) -> None:
@@ -98,6 +108,16 @@ class Tree:
             if seen.get(pid) is not member:
                 member.statm.close()
         self._members = seen
+        self._shmem_bytes = self._shared()
+
+    def _shared(self) -> int:
+        """Shared memory of all members. Each counts what it maps, several of them the same: together it is no more than
+        the machine has of it (and no less than the largest of them says)."""
+        sizes = [member.shmem_bytes for member in self._members.values() if member.shmem_bytes]
+        if len(sizes) < 2:
+            return sum(sizes)
+        most = named_numbers(self._meminfo.read(), (b"Shmem:",), scale=1024).get("Shmem")
+        return sum(sizes) if most is None else min(sum(sizes), max(*sizes, most))
 
     def members(self) -> list[tuple[int, int]]:
         """(pid, start time in clock ticks) of those that were there at the last refresh, the root first."""
@@ -106,15 +126,16 @@ class Tree:
     def close(self) -> None:
         for member in self._members.values():
             member.statm.close()
-        self._members = {}
+        self._members, self._shmem_bytes = {}, 0
+        self._meminfo.close()
         if self._procs is not None:
             self._procs.close()
 
     def _pids(self) -> dict[int, None]:
         """In order, each once."""
-        if self._alone:
-            return {self.pid: None}
-        pids = dict.fromkeys((self.pid, *descendants(self.pid, self._proc)))
+        pids: dict[int, None] = {}
+        if not self._start_ticks or start_ticks(self.pid, self._proc) == self._start_ticks:
+            pids = dict.fromkeys((self.pid, *(() if self._alone else descendants(self.pid, self._proc))))
         if self._procs is not None:
             whole, _, _ = self._procs.read().rpartition(b"\n")  # a pid that was cut off would be somebody else's
             pids |= dict.fromkeys(filter(None, map(whole_number, whole.split())))

@@ -10,13 +10,21 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from overnight_watchdog.journal import block, checksum
 
 RECORDS = 64
 RECORD_BYTES = 1024
 _NAME_CHARACTERS = 200
+
+
+class Ring(Protocol):
+    """Where verdicts go."""
+
+    def write(self, record: dict[str, Any]) -> bool: ...
+
+    def encode(self, record: dict[str, Any]) -> bytes: ...
 
 
 class VerdictRing:
@@ -32,7 +40,7 @@ class VerdictRing:
         self.close()
         try:
             self._path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             os.posix_fallocate(self._fd, 0, RECORDS * RECORD_BYTES)
             if os.fstat(self._fd).st_size != RECORDS * RECORD_BYTES:
                 os.ftruncate(self._fd, RECORDS * RECORD_BYTES)

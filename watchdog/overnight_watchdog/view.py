@@ -1,4 +1,5 @@
-"""`overnight-watchdog --once`: what is seen now, and who would be taken out first. Writes nothing, touches nobody."""
+"""`overnight-watchdog --once`: what is seen now, and who would be taken out first. Touches nobody and leaves nothing:
+what may be done is tried with a cgroup that is removed again, and a score that is put back."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ class Waker:
             end.setblocking(False)
         self._poll.register(self._read, select.POLLIN)
         self._psi: set[int] = set()
-        self._cgroup: tuple[str, int] | None = None
-        self._alarm = -1
+        self._cgroup: tuple[str, int, int] | None = None
+        self._alarm, self._alarm_event = -1, select.POLLIN
         self._muted_until_s = 0.0
         self._inotify = -1
         self._watched = False
@@ -97,21 +97,26 @@ class Waker:
     def watch_cgroup(self, kind: str, folder: Path, limit_bytes: int) -> None:
         """Have the limit's own cgroup wake us: v1 when its charge passes ALARM_SHARE of the limit, v2 when somebody in
         it stands still. Another cgroup than the last time replaces that one."""
-        if self._cgroup == (os.fspath(folder), limit_bytes):
+        try:
+            seen = (os.fspath(folder), limit_bytes, folder.stat().st_ino)  # one that was made anew is another one
+        except OSError:
+            seen = (os.fspath(folder), limit_bytes, 0)
+        if self._cgroup == seen:
             return
-        self._cgroup = (os.fspath(folder), limit_bytes)
+        self._cgroup = seen
         if self._alarm >= 0:
             self.remove(self._alarm)
             os.close(self._alarm)
         self._alarm, self._muted_until_s = -1, 0.0
-        if kind == "cgroup2":
-            self.watch_pressure(folder / "memory.pressure")
-            return
         try:
-            self._alarm = open_usage_alarm(folder, int(ALARM_SHARE * limit_bytes))
+            if kind == "cgroup2":
+                self._alarm, event = open_psi_trigger(folder / "memory.pressure"), select.POLLPRI
+            else:
+                self._alarm, event = open_usage_alarm(folder, int(ALARM_SHARE * limit_bytes)), select.POLLIN
         except OSError:
             return
-        self._poll.register(self._alarm, select.POLLIN)
+        self._alarm_event = event
+        self._poll.register(self._alarm, event)
 
     def watch_folder(self, folder: Path) -> bool:
         """Have a new or changed registration wake us; a folder that came back is watched again."""
@@ -147,7 +152,7 @@ class Waker:
                 seconds = min(seconds, muted_s)
             else:
                 self._muted_until_s = 0.0
-                self._poll.register(self._alarm, select.POLLIN)
+                self._poll.register(self._alarm, self._alarm_event)
         for fd, event in self._poll.poll(max(0.0, seconds * 1000)):
             if fd == self._read.fileno():
                 self._drain()
@@ -172,10 +177,11 @@ class Waker:
 
     def _hush(self, event: int) -> None:
         """Page cache that comes and goes around the threshold must not keep us awake; a cgroup that is gone neither."""
-        try:
-            os.read(self._alarm, 8)
-        except OSError:
-            pass
+        if self._alarm_event == select.POLLIN:
+            try:
+                os.read(self._alarm, 8)
+            except OSError:
+                pass
         self._poll.unregister(self._alarm)
         if event & (select.POLLERR | select.POLLHUP | select.POLLNVAL) == 0:
             self._muted_until_s = time.monotonic() + MUTED_S

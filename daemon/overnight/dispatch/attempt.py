@@ -24,7 +24,8 @@ class Attempt:
 
     turn: turns on disk. replayed: how many of them were fed to the model again so far. began_s, began_turn: when its
     own first turn began, and how many it had replayed by then. noted: the queue knows its process. dead_s: since when
-    its process is seen to be dead without a word of its warm server.
+    its process is seen to be dead without a word of its warm server. frozen_s: for how long it has been frozen by the
+    watchdog so far. seen_frozen_s: the last look, when it was frozen then.
     """
 
     claimed: Claimed
@@ -49,6 +50,8 @@ class Attempt:
     registered_s: float = 0.0
     noted: bool = True
     dead_s: float | None = None
+    frozen_s: float = 0.0
+    seen_frozen_s: float | None = None
     asked_s: float = 0.0
     eviction: Eviction | None = None
 
@@ -89,9 +92,16 @@ class Attempt:
             return self.dead_s is not None and now_s - self.dead_s > grace_s
         return self.phase == "forking" and now_s - self.asked_s > 6 * grace_s
 
+    def look(self, now_s: float, *, frozen: bool) -> None:
+        """Count the time since the last look as frozen when it was frozen then: a freeze is seen late, its end too."""
+        if self.seen_frozen_s is not None:
+            self.frozen_s += now_s - self.seen_frozen_s
+        self.seen_frozen_s = now_s if frozen else None
+
     def overdue(self, now_s: float) -> bool:
+        """Time that it spent frozen is not its own."""
         limit = None if self.phase == "finishing" else self.timeout_s
-        return limit is not None and self.forked_s is not None and now_s - self.forked_s > limit
+        return limit is not None and self.forked_s is not None and now_s - self.forked_s - self.frozen_s > limit
 
     def ask(self, intent: str, now_s: float) -> None:
         """Want this attempt to end; the first reason stands. One without a process is over at once."""
@@ -135,7 +145,8 @@ class Attempt:
             exact=self.server.promise == "exact",
             turn=self.turn,
             last_turn_s=self.last_turn_s,
-            started_s=self.started_s,
+            # Not the claim's time: that the model had to be loaded is no work of this cell.
+            started_s=self.started_s if self.forked_s is None else self.forked_s,
             replay_s=round(self.replay_estimate_s(), 4),
             freezes=self.server.freezes,
         )

@@ -47,6 +47,8 @@ class Beat:
             "stopping": stopping,
         }
         try:
+            if self._fd >= 0 and os.fstat(self._fd).st_nlink == 0:
+                self.close()  # somebody emptied var/run: nobody would read what we write there
             if self._fd < 0:
                 self._fd = self._open()
             os.pwrite(self._fd, records.block(record, BEAT_BYTES), 0)
@@ -55,7 +57,7 @@ class Beat:
 
     def _open(self) -> int:
         """The file with room for a beat, whatever it held before. Raises OSError."""
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             try:
                 os.posix_fallocate(fd, 0, BEAT_BYTES)

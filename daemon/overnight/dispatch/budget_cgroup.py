@@ -5,7 +5,8 @@ that outruns the watchdog meets the budget and not the machine.
     v2   BESIDE_OURS/overnight-<home>/main   memory.max = budget on the outer one; the daemon is in `main`, since a v2
                                              cgroup with processes of its own cannot limit others inside it
 
-Where it may not be made (no rights, no controller, a read-only mount) everything works without it.
+Where it may not be made (no rights, no controller, a read-only mount) everything works without it; and on v2 it is not
+made where our own cgroup has a limit, which we would escape by going beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from typing import Literal
 PROC, SYS = Path("/proc"), Path("/sys")
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _LIMIT_FILE = {1: "memory.limit_in_bytes", 2: "memory.max"}
+_LIMITS = ("memory.max", "memory.high", "memory.swap.max")
+"""What may limit the memory of a v2 cgroup."""
 _EMPTY_S = 1.0
 
 
@@ -68,10 +71,8 @@ def name_of(home: Path) -> str:
 
 def join(home: Path, budget_bytes: int, *, proc_root: Path = PROC, sys_root: Path = SYS) -> BudgetCgroup:
     """Make the cgroup, or take over one that was left, and move this process into it. Raises Missing."""
-    own = find_own(proc_root, sys_root)
-    name = name_of(home)
-    parent = _parent(own, name)
-    folder = parent / name
+    own, folder = place(home, proc_root=proc_root, sys_root=sys_root)
+    parent = folder.parent
     leaf = folder if own.version == 1 else folder / "main"
     # Started inside it, by a daemon that did not leave it: then its parent is where to go back to.
     inside = folder == own.folder or folder in own.folder.parents
@@ -96,6 +97,18 @@ def join(home: Path, budget_bytes: int, *, proc_root: Path = PROC, sys_root: Pat
             raise
         raise Missing(f"{error.filename or folder}: {error.strerror}") from None
     return BudgetCgroup(folder, leaf, back)
+
+
+def place(home: Path, *, proc_root: Path = PROC, sys_root: Path = SYS) -> tuple[Own, Path]:
+    """Our own cgroup, and the folder that `join` would make or take over. Raises Missing where it must not."""
+    own = find_own(proc_root, sys_root)
+    name = name_of(home)
+    parent = _parent(own, name)
+    if own.version == 2 and parent == own.folder.parent and own.folder.name != name:
+        for file in _LIMITS:
+            if (limit := _read(own.folder / file).strip()) not in ("", "max"):
+                raise Missing(f"our own cgroup {own.folder} has {file} = {limit}, which we would escape beside it")
+    return own, parent / name
 
 
 def find_own(proc_root: Path = PROC, sys_root: Path = SYS) -> Own:

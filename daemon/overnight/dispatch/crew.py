@@ -43,7 +43,6 @@ class Crew:
         attempt = Attempt(claimed, server)
         self.attempts[attempt.id] = attempt
         server.attempts.add(attempt.id)
-        self.pool.register(server)  # a server with a cell is a dearer victim than one without
         if server.state == "ready":
             self._fork(attempt)
 
@@ -162,6 +161,8 @@ class Crew:
         if attempt.handle is None:
             return  # it is dead already: `exited` follows
         attempt.forked_s = time.monotonic()
+        attempt.server.forked.add(attempt.id)
+        self.pool.register(attempt.server)  # a server with a cell is a dearer victim than one without
         if attempt.intent:
             attempt.handle.ask_to_leave()
             return
@@ -210,6 +211,7 @@ class Crew:
         """An attempt's process is gone: its memory is free, its transcript unlocked. The queue hears of it next."""
         del self.attempts[attempt.id]
         attempt.server.attempts.discard(attempt.id)
+        attempt.server.forked.discard(attempt.id)
         self.pool.register(attempt.server)
         if attempt.report is None and verdicts.interrupted(attempt.status):
             attempt.eviction = self._eviction(attempt.handle) or (

@@ -63,6 +63,7 @@ class Dispatcher:
         self.states = GridStates(paths, queue, log)
         self.holding = ""
         self._stop, self._lock, self._beat, self._cgroup = stop, lock, beat, cgroup
+        self._started_s = time.monotonic()
         self._registered = False
         self._delay_until_s = 0.0
         self._sequence = 0
@@ -299,14 +300,7 @@ class Dispatcher:
         }
         try:
             durable.write_atomic(self.paths.daemon_state, durable.canonical(state).encode(), durable=False)
-            if not self._registered:
-                self._register()
-            self.crew.pool.refresh()
-            for attempt in self.crew.attempts.values():
-                if attempt.handle is not None and (attempt.last_turn_s or 0.0) > attempt.registered_s:
-                    self.states.touch(attempt.grid)
-                    self.crew.registry.put(attempt.registration())
-                    attempt.registered_s = now
+            self._refresh(now)
         except OSError:
             pass  # a full disk: what is shown grows old, what is done goes on
         live = {
@@ -316,6 +310,22 @@ class Dispatcher:
             self.states.write(live, at_once=self._stop.requested)
         except QueueUnavailable as error:
             self._unavailable(error)
+
+    def _refresh(self, now: float) -> None:
+        """Registrations that changed, could not be written so far, or were removed by somebody. Raises OSError."""
+        registry = self.crew.registry
+        if not self._registered or registry.missing(os.getpid()):
+            self._register()
+        self.crew.pool.refresh()
+        for attempt in self.crew.attempts.values():
+            if attempt.handle is None or attempt.over:
+                continue
+            told = (attempt.last_turn_s or 0.0) > attempt.registered_s
+            if told:
+                self.states.touch(attempt.grid)
+            if told or registry.missing(attempt.handle.pid):
+                registry.put(attempt.registration())
+                attempt.registered_s = now
 
     def beat(self) -> None:
         """Tell the watchdog that the loop goes round. It must not wait for a disk."""
@@ -331,7 +341,7 @@ class Dispatcher:
             start_ticks=ticks,
             pgid=os.getpgrp(),
             role="daemon",
-            started_s=time.monotonic(),
+            started_s=self._started_s,
             cgroup=self._cgroup,
             freezes=False,
         )

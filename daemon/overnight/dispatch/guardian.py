@@ -3,6 +3,8 @@
 dead (its process is gone)        thaw at once; supervisord starts another
 silent (no heartbeat for 5 s)     thaw at once; when its process is there it hangs: SIGTERM through supervisord,
                                   SIGKILL two seconds later
+
+What it freezes is counted, so that no cell's time limit runs on meanwhile.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ _START_S = 15.0
 _SURE_S = 1.0
 """Silence must be seen for this long before a watchdog is restarted: after a stall of the whole machine both wake up
 at once, and its heartbeat is merely late."""
+_FREEZING = ("freeze", "evict", "kill")
 _ASK_S = 1.0
 _GRACE_S = 2.0
 
@@ -67,12 +70,14 @@ class Guardian:
         self._hanging: _Hanging | None = None
 
     def look(self, attempts: Iterable[Attempt]) -> None:
-        """Read the heartbeat; thaw, tell and restart as far as it takes."""
+        """Read the heartbeat; thaw, count, tell and restart as far as it takes."""
+        attempts = list(attempts)
         last = pressure.last(self._paths.pressure)
         there = last is not None and not _gone(last)
         self.pressure = last if last is not None and there and last.age_s <= STALE_S else None
         if last is None or not there or last.age_s > _THAW_S:
             self._thaw(attempts)
+        self._count(attempts)
         self._tell(last)
         if self._supervised:
             self._restart(last if there else None)
@@ -96,6 +101,15 @@ class Guardian:
                 thawed.append(f"{attempt.grid}/{attempt.key}")
         if thawed:
             self._log.warning("cells_thawed", cells=thawed)
+
+    def _count(self, attempts: Iterable[Attempt]) -> None:
+        """How long each has been frozen. /proc is asked only while somebody may be; one that is stopped while the
+        watchdog freezes nobody was stopped by somebody else."""
+        told, now_s = self.pressure, self._clock()
+        freezing = told is not None and (told.frozen > 0 or told.level in _FREEZING)
+        for attempt in attempts:
+            stopped = freezing and attempt.handle is not None and procfs.stopped(attempt.handle.pid)
+            attempt.look(now_s, frozen=stopped)
 
     def _tell(self, last: Pressure | None) -> None:
         """Silence is told once, and its end. One that starts at the same time as we do is given a moment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -23,7 +24,11 @@ class DaemonLock:
 
     def __enter__(self) -> DaemonLock:
         """Raises UserError, saying who holds the lock. The short wait is for a predecessor that is just dying."""
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            why = "it is a symbolic link; remove it" if error.errno == errno.ELOOP else error.strerror
+            raise UserError(f"{self._path} cannot be opened: {why}") from None
         deadline = time.monotonic() + self._wait_s
         while True:
             try:

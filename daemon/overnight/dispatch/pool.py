@@ -59,7 +59,7 @@ class Pool:
 
     def register(self, server: WarmServer) -> None:
         """Put its registration on disk when it has changed. One that cannot be written is tried again by `refresh`."""
-        told = (len(server.attempts), server.state == "ready")
+        told = (len(server.forked), server.state == "ready")
         if server.handle is None or server.state == "gone" or told == server.told:
             return
         entry = Registration(
@@ -70,7 +70,7 @@ class Pool:
             engine=server.warm["engine"],
             started_s=server.started,
             shrinks=server.state == "ready",  # from then on it handles SIGUSR1
-            cells=len(server.attempts),
+            cells=len(server.forked),
         )
         try:
             self._registry.put(entry)
@@ -81,7 +81,10 @@ class Pool:
                 server.told = ()  # told once; `refresh` goes on trying
 
     def refresh(self) -> None:
+        """Try again what could not be written, and put back what somebody removed."""
         for server in self:
+            if server.told and self._registry.missing(server.pid):
+                server.told = ()
             self.register(server)
 
     def gone(self, server: WarmServer, *, evicted: bool = False) -> int:

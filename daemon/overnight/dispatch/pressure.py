@@ -38,9 +38,12 @@ def read(path: Path) -> Pressure | None:
 
 
 def last(path: Path) -> Pressure | None:
-    """The last heartbeat of this boot, however old."""
+    """The last heartbeat of this boot, however old.
+
+    A torn one is read once more before it counts as none, which means death to the guardian: the read may have met a
+    write, and two in a row do not."""
     try:
-        record = records.whole(path.read_bytes())
+        record = records.whole(path.read_bytes()) or records.whole(path.read_bytes())
     except OSError:
         return None
     if record is None:

@@ -16,6 +16,8 @@ def recover(
 ) -> int:
     """Under the daemon's lock: kill leftovers, forget them, put in-flight cells back. Returns how many cells.
 
+    Leftovers are what a daemon registered: what people registered by hand is left alone.
+
     Leftovers are rare: cells die with their warm server and warm servers with their daemon. One that is stopped, or
     sits in an uninterruptible read, may take its time; `beat` is called while they are waited for.
 
@@ -23,7 +25,7 @@ def recover(
     """
     left = [
         handle
-        for entry in registry.entries()
+        for entry in registry.ours()
         if entry.get("role") != "daemon" and (handle := Handle.open(entry["pid"], entry["start_ticks"]))
     ]
     for handle in left:

@@ -1,4 +1,6 @@
-"""var/run/cells/<pid>.json: who runs what. The daemon writes, the watchdog reads, a restarted daemon cleans up."""
+"""var/run/cells/<pid>.json: who runs what. The daemon writes, the watchdog reads, a restarted daemon cleans up.
+
+What people register by hand is theirs: nothing here touches it while its process lives."""
 
 from __future__ import annotations
 
@@ -10,13 +12,17 @@ from typing import Any
 
 from overnight import durable, procfs
 
+BY = "overnight"
+"""Whose registration it is. Those that people make by hand do not say this."""
+
 
 @dataclass
 class Registration:
     """One process under our care. Times are monotonic seconds of this boot.
 
     shrinks: it handles SIGUSR1 by giving memory back. freezes: stopping it for a while harms nobody. replay_s: what
-    replaying its finished turns would cost if it were taken out now. cells: how many run in a warm server. cgroup: of
+    replaying its finished turns would cost if it were taken out now. cells: how many run in a warm server (those
+    that wait for its load have done nothing yet). cgroup: of
     the daemon, the folder of the budget's memory cgroup.
     """
 
@@ -38,6 +44,7 @@ class Registration:
     replay_s: float = 0.0
     freezes: bool = True
     cells: int = 0
+    by: str = BY
 
 
 class Registry:
@@ -56,19 +63,45 @@ class Registry:
         except OSError:
             pass
 
-    def entries(self) -> Iterator[dict[str, Any]]:
-        """What is registered for this boot; files that are damaged or of another boot are passed over."""
+    def missing(self, pid: int) -> bool:
+        """Is its file gone, since somebody emptied the folder?"""
+        return not (self._folder / f"{pid}.json").exists()
+
+    def ours(self) -> Iterator[dict[str, Any]]:
+        """What a daemon registered for this boot; files that are damaged or of another boot are passed over."""
         for path in sorted(self._folder.glob("*.json")):
-            try:
-                entry = json.loads(path.read_bytes())
-                if entry["v"] == 1 and entry["boot_id"] == procfs.boot_id():
-                    entry["pid"], entry["start_ticks"] = int(entry["pid"]), int(entry["start_ticks"])
-                    yield entry
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
+            entry = _read(path)
+            if entry is not None and entry["boot_id"] == procfs.boot_id() and entry.get("by") == BY:
+                yield entry
 
     def clear(self) -> None:
-        """Forget everybody (and half-written files): after their processes were seen to be gone."""
+        """Forget everybody whom a daemon registered, after their processes were seen to be gone; whoever is gone
+        anyway; and half-written files."""
         for path in self._folder.iterdir():
-            if path.is_file():
+            if path.is_file() and _is_left(path):
                 path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A registration of whatever boot; None when it is none."""
+    try:
+        entry: dict[str, Any] = json.loads(path.read_bytes())
+        if entry["v"] != 1 or not isinstance(entry["boot_id"], str):
+            return None
+        entry["pid"], entry["start_ticks"] = int(entry["pid"]), int(entry["start_ticks"])
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    return entry
+
+
+def _is_left(path: Path) -> bool:
+    """Ours, half-written by `write_atomic`, or of a process that is gone. A file that cannot be understood is judged
+    by its name: somebody may be writing it."""
+    if path.name.startswith("."):
+        return path.name.endswith(".tmp")
+    if path.suffix != ".json":
+        return False
+    if (entry := _read(path)) is not None:
+        ended = entry["boot_id"] != procfs.boot_id() or not procfs.alive(entry["pid"], entry["start_ticks"])
+        return ended or entry.get("by") == BY
+    return not (path.stem.isdecimal() and procfs.start_ticks(int(path.stem)) is not None)

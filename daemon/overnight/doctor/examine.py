@@ -21,7 +21,7 @@ def examine(paths: Paths) -> list[Row]:
     return [
         *memory_checks.memory_checks(view, facts.psi(), paths.home),
         home_checks.settings_check(settings),
-        *([] if settings.complaint else [home_checks.budget_check(settings, view)]),
+        *([] if settings.complaint else [home_checks.budget_check(settings, view, facts.no_cgroup(paths))]),
         home_checks.private_check(folder, facts.spelling(paths)),
         home_checks.file_system_check(folder),
         home_checks.disk_check(folder, model_checks.largest_disk_bytes(store)),

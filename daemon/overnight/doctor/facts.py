@@ -18,7 +18,7 @@ from typing import Any
 from overnight import procfs
 from overnight.cli import common, supervise
 from overnight.config import load_config
-from overnight.dispatch import pressure
+from overnight.dispatch import budget_cgroup, pressure
 from overnight.doctor.memory_checks import Psi
 from overnight.engines.model_sources import first_line
 from overnight.errors import ConfigError
@@ -78,6 +78,16 @@ def settings(path: Path) -> Settings:
         return Settings(load_config(path).memory.budget)
     except ConfigError as error:
         return Settings(None, first_line(error))
+
+
+def no_cgroup(paths: Paths) -> str:
+    """Why the budget's cgroup has no place, seen from here; '' when it has one (whether it may be made, the watchdog
+    finds out)."""
+    try:
+        budget_cgroup.place(paths.home)
+    except (budget_cgroup.Missing, OSError) as why:
+        return str(why)
+    return ""
 
 
 def spelling(paths: Paths) -> str:

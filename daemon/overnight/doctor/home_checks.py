@@ -29,7 +29,8 @@ def settings_check(found: Settings) -> Row:
     return Row("settings", Status.OK, "etc/overnight.toml can be read")
 
 
-def budget_check(found: Settings, view: View) -> Row:
+def budget_check(found: Settings, view: View, no_cgroup: str = "") -> Row:
+    """no_cgroup: why a cgroup around the budget has no place."""
     budget = found.budget_bytes
     if budget is None:
         advice = 'To leave room for others here: budget = "8GiB", say, under [memory] in etc/overnight.toml.'
@@ -43,7 +44,9 @@ def budget_check(found: Settings, view: View) -> Row:
             f"{figures.size(budget)}, but {source(where)} has only {figures.size(limit)}",
             "The smaller one counts, so this budget does nothing: lower it, or remove it.",
         )
-    return Row("budget", Status.OK, f"{figures.size(budget)} for Overnight and all its cells")
+    # No lack of this home: counting process by process does as well.
+    advice = f"It is counted process by process, without a cgroup of its own: {no_cgroup}." if no_cgroup else ""
+    return Row("budget", Status.OK, f"{figures.size(budget)} for Overnight and all its cells", advice)
 
 
 def private_check(found: Folder, complaint: str) -> Row:
@@ -171,8 +174,6 @@ def _watchdog(found: Running, view: View) -> Row:
             return Row("watchdog", Status.BAD, "silent", advice)
         return Row("watchdog", Status.LACKS, "not running")
     said = f"running, pressure {now.level}"
-    if view.said.get("acts") is False:
-        said += "; this version watches and signals nobody"
     here = view.whole("limit_bytes")
     if here is not None and here != now.limit_bytes:
         return Row(

@@ -54,7 +54,10 @@ def _whole(value: object) -> int | None:
 
 
 def ask(home: Path, command: list[str] | None = None, timeout_s: float = _ANSWER_S) -> View:
-    """Have the watchdog look once, in a process of its own. It writes nothing. Never raises."""
+    """Have the watchdog look once, in a process of its own. Never raises.
+
+    It signals nobody and writes no file of the home. To see what it may do it makes a memory cgroup and removes it, and
+    puts its own oom_score_adj back where it was."""
     command = command or [sys.executable, "-m", "overnight_watchdog", "--home", str(home), "--once", "--json"]
     # Inside a program of supervisord it would count another tree than the daemon's.
     environment = {name: value for name, value in os.environ.items() if name != "SUPERVISOR_ENABLED"}

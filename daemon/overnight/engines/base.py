@@ -61,10 +61,12 @@ class Session(Protocol):
         Raises `Diverged` when `check` is set and the recomputed prefill digest differs."""
         ...
 
-    def shrink(self) -> None:
+    def shrink(self) -> bool:
         """Let go of memory that can be had again: spare room, caches. Called between turns and from `safe_point`.
 
-        What the session computes must not change by it, not in one bit. Collecting and trimming is the caller's."""
+        False: not now, since it would be taken again at once; called again at every safe point until it is done, at
+        the turn's end at the latest, where it must be. What the session computes must not change by it, not in one
+        bit. Collecting and trimming is the caller's."""
         ...
 
 

@@ -109,10 +109,11 @@ class ScriptedSession:
             )
         self._lead = turn.reply_ids
 
-    def shrink(self) -> None:
+    def shrink(self) -> bool:
         if self._cache is not None:
             self._cache.close()
             self._cache = None
+        return True
 
     def _fill_cache(self) -> None:
         size = int(self._options.get("cache_bytes", 0))

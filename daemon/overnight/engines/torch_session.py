@@ -154,9 +154,11 @@ class TransformersSession:
             self._same("the prefill digest", turn.prefill_digest, found)
         self._conversation.hear(turn.reply_ids, turn.reply)
 
-    def shrink(self) -> None:
-        if not self._decoding:  # the very next token would make the room anew
-            self._runner.shrink()
+    def shrink(self) -> bool:
+        if self._decoding:
+            return False  # the very next token would make the room anew
+        self._runner.shrink()
+        return True
 
     def _prefill(self, chunk: Chunk) -> torch.Tensor:
         self._runner.crop_to(self._conversation.length - chunk.cropped)

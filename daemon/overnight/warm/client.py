@@ -30,6 +30,7 @@ class WarmServer:
         self.promise = ""
         self.told: tuple[object, ...] | None = None  # what its registration says; None: it has none yet
         self.attempts: set[int] = set()
+        self.forked: set[int] = set()  # those of them that have a process
         self.started = time.monotonic()
         self.idle_since: float | None = None
         self.channel, theirs = protocol.pair()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from overnight_watchdog.assess import LADDER, Thresholds, entry_bytes
 
 SHORTEST_S = 0.01
-BUSY_S = 1.0
+BUSY_S = 2.0
 """The longest sleep while anybody runs: the dispatcher admits by these figures."""
 FROZEN_S = 0.1
 """The longest sleep while somebody is frozen: a lease is kept to the tenth."""

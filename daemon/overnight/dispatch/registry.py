@@ -22,8 +22,8 @@ class Registration:
 
     shrinks: it handles SIGUSR1 by giving memory back. freezes: stopping it for a while harms nobody. replay_s: what
     replaying its finished turns would cost if it were taken out now. cells: how many run in a warm server (those
-    that wait for its load have done nothing yet). cgroup: of
-    the daemon, the folder of the budget's memory cgroup.
+    that wait for its load have done nothing yet). cgroup: of the daemon, the folder of the budget's memory cgroup. by:
+    the mark of a daemon's own registrations.
     """
 
     pid: int

@@ -39,7 +39,7 @@ bench: $(STAMP)
 	$(BIN)/python bench/turn_cost.py
 	$(BIN)/python bench/idle.py
 	$(BIN)/python bench/queue_scale.py
-	$(BIN)/python bench/watchdog.py --fetch
+	$(BIN)/python bench/watchdog.py --fetch --quick
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

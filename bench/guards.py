@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,7 +139,7 @@ class Mirror:
         return "".join(f"{name + ':':<16}{size // 1024:>12} kB\n" for name, size in rows.items()).encode()
 
 
-class _Peer(_Direct):
+class _Peer(_Direct, ABC):
     """A foreign program without an idea of registrations, which reads /proc/meminfo."""
 
     name: str
@@ -156,8 +157,8 @@ class _Peer(_Direct):
         assert self._process.poll() is None, f"{self.name} ended with {self._process.poll()}"
         return watched
 
-    def _command(self) -> list[str]:
-        raise NotImplementedError
+    @abstractmethod
+    def _command(self) -> list[str]: ...
 
     def pid(self) -> int:
         return self._process.pid

@@ -84,6 +84,10 @@ class World:
             **options,
         )
 
+    def __del__(self) -> None:
+        for each in (self.ring, self.log, self.heartbeat_file):
+            each.close()
+
     # -- who lives in it --------------------------------------------------------------------------------------
 
     def start(

@@ -346,7 +346,7 @@ def supervised_pid(home: Home, name: str) -> int:
 def test_a_hanging_watchdog_is_restarted_and_its_frozen_cell_runs(tmp_path: Path) -> None:
     home = Home(tmp_path / "h", watchdog=True)
     try:
-        home.submit(**GRID | {"limits": {"max_iterations": 250}})
+        home.submit(**GRID | {"limits": {"max_iterations": 160}})
         home("up")
         cell = running_cell(home)
         watchdog = supervised_pid(home, "watchdog")

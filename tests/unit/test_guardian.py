@@ -241,7 +241,7 @@ def serve(path: Path, answer: bytes, *, delay_s: float = 0.0) -> list[bytes]:
     def talk() -> None:
         with server, server.accept()[0] as line:
             heard.append(line.recv(65536))
-            time.sleep(delay_s)
+            threading.Event().wait(delay_s)  # a supervisord that hangs
             try:
                 line.sendall(answer)
             except OSError:

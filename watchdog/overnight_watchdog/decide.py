@@ -53,6 +53,11 @@ class Candidate:
     leaving_s: float | None = None
     killed_s: float | None = None
 
+    @property
+    def runs(self) -> bool:
+        """Neither frozen nor on its way out."""
+        return (self.frozen_s, self.leaving_s, self.killed_s) == (None, None, None)
+
 
 @dataclass(frozen=True, slots=True)
 class Action:
@@ -216,9 +221,7 @@ def _freeze(now: Situation, candidates: Sequence[Candidate], policy: Policy) -> 
         each
         for each in candidates
         if each.freezes
-        and each.frozen_s is None
-        and each.leaving_s is None
-        and each.killed_s is None
+        and each.runs
         and each.slope_bytes_per_s >= policy.grows_bytes_per_s
         and (each.thawed_s is None or now.now_s - each.thawed_s >= policy.freeze_rest_s)
     ]
@@ -233,12 +236,8 @@ def _shrink(now: Situation, candidates: Sequence[Candidate], policy: Policy) -> 
     able = [
         each
         for each in candidates
-        if each.shrinks
-        and each.frozen_s is None
-        and each.leaving_s is None
-        and each.killed_s is None
-        and (each.shrunk_s is None or now.now_s - each.shrunk_s >= policy.shrink_again_s)
+        if each.shrinks and each.runs and (each.shrunk_s is None or now.now_s - each.shrunk_s >= policy.shrink_again_s)
     ]
-    return (
-        Action(Step.SHRINK, max(able, key=lambda each: (each.own_bytes, each.pid)).pid, now.trigger) if able else None
-    )
+    if not able:
+        return None
+    return Action(Step.SHRINK, max(able, key=lambda each: (each.own_bytes, each.pid)).pid, now.trigger)

@@ -46,6 +46,10 @@ class KernelFile:
             except OSError:
                 pass
 
+    def __del__(self) -> None:
+        """Whoever forgets to close it leaks no descriptor."""
+        self.close()
+
 
 def whole_number(text: bytes | str) -> int | None:
     """A kernel counter, or None for anything else: "max", damage, more digits than the kernel writes."""

@@ -22,7 +22,7 @@ from overnight.dispatch.signals import Handle
 from overnight.paths import Paths
 
 MIB = 2**20
-LEAKY = {"delay_s": 0.04, "grow_bytes": 12 * MIB, "cache_bytes": 6 * MIB}
+LEAKY = {"delay_s": 0.08, "grow_bytes": 12 * MIB, "cache_bytes": 6 * MIB}
 MODEL = "smollm2-135m-instruct"
 REAL = [{"name": "135m", "engine": "transformers", "source": MODEL, "sampling": {"temperature": 1.0, "top_p": 0.98}}]
 """30 turns of 12 MiB are as much as the budget, so no two cells fit to their end."""

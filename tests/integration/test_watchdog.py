@@ -302,13 +302,13 @@ def test_an_orphan_does_not_even_begin(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A home on a tmpfs of 64 KiB."""
+    """A home on a tmpfs of 256 KiB: room for the ring of verdicts, and little else."""
     if os.geteuid() != 0:
         pytest.skip("mounting a small tmpfs needs root")
     home = tmp_path / "disk"
     home.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "overnight-test", str(home)],
+        ["mount", "-t", "tmpfs", "-o", "size=256k", "overnight-test", str(home)],
         capture_output=True,
         text=True,
         check=False,

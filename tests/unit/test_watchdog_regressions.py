@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -227,6 +228,29 @@ def test_only_the_newest_heartbeat_waits(stuck: tuple[Scribe, threading.Event]) 
     goes_on.set()
     assert scribe.finish(DEADLINE_S)
     assert written == [3]
+
+
+def test_no_heartbeat_is_ever_the_last_by_accident() -> None:
+    """Two threads, changed at every instruction: the newest one is written whenever the other looked in between."""
+    written = [0]
+
+    class Kept:
+        def write(self, record: dict[str, Any]) -> bool:
+            written[0] = record["sequence"]
+            return True
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(20):
+            scribe = Scribe()
+            heartbeat = LaterHeartbeat(Kept(), scribe)
+            for number in range(1, 501):
+                heartbeat.write({"sequence": number})
+            assert scribe.finish(DEADLINE_S)
+            assert written[0] == 500
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_what_nobody_takes_is_lost_and_counted(stuck: tuple[Scribe, threading.Event]) -> None:

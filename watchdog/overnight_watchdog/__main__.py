@@ -145,6 +145,7 @@ def _watch(home: Path, eye: Eye, asked: argparse.Namespace, *, supervised: bool,
         longest_s=asked.interval,
         scribe=scribe,
     )
+    scribe.do(heartbeat.allocate, wait_s=1.0)  # first: the ring is a hundred times as large
     scribe.do(parts.ring.open, wait_s=1.0)
     try:
         cells.mkdir(parents=True, mode=0o700, exist_ok=True)

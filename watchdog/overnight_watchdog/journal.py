@@ -94,6 +94,14 @@ class PressureFile:
         self.close()
         return False
 
+    def allocate(self) -> bool:
+        """Have its room, before somebody else takes the last of it. False when there is none."""
+        try:
+            self._fd = self._open() if self._fd < 0 else self._fd
+        except OSError:
+            return False
+        return True
+
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:

@@ -62,7 +62,10 @@ class Scribe:
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
-            job()
+            try:
+                job()
+            except Exception:  # noqa: BLE001 - whatever one job met, the next ones are written
+                self.lost += 1
 
 
 class Writer(Protocol):
@@ -74,20 +77,26 @@ class LaterHeartbeat:
 
     def __init__(self, heartbeat: Writer, scribe: Scribe) -> None:
         self._heartbeat, self._scribe = heartbeat, scribe
-        self._newest: dict[str, Any] | None = None
+        self._newest: dict[str, Any] = {}
+        self._queued = False
         self._ok = True
 
     def write(self, record: dict[str, Any]) -> bool:
         """How the one before went."""
-        waiting, self._newest = self._newest is not None, record
-        if waiting:
+        # In this order, as the other thread goes in the opposite one: whoever finds a job queued may be sure that it
+        # has not looked for the newest yet.
+        self._newest = record
+        if self._queued:
             return False
-        return self._scribe.put(self._write_newest) and self._ok
+        self._queued = True
+        if not self._scribe.put(self._write_newest):
+            self._queued = False
+            return False
+        return self._ok
 
     def _write_newest(self) -> None:
-        record, self._newest = self._newest, None
-        if record is not None:
-            self._ok = self._heartbeat.write(record)
+        self._queued = False
+        self._ok = self._heartbeat.write(self._newest)
 
 
 class LaterLog:

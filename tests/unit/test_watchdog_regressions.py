@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
@@ -228,6 +229,21 @@ def test_only_the_newest_heartbeat_waits(stuck: tuple[Scribe, threading.Event]) 
     goes_on.set()
     assert scribe.finish(DEADLINE_S)
     assert written == [3]
+
+
+def test_what_was_lost_is_told_and_a_job_that_fails_ends_nobody(tmp_path: Path) -> None:
+    scribe, log = Scribe(), EventLog(tmp_path / "log.jsonl")
+
+    def fails() -> None:
+        raise RuntimeError
+
+    scribe.put(fails)
+    assert scribe.do(lambda: True, wait_s=DEADLINE_S)
+    later = LaterLog(log, scribe, clock=lambda: 0.0)
+    assert later.write("info", "first") and later.write("info", "second")
+    assert scribe.finish(DEADLINE_S)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line.get("writes_lost") for line in lines] == [1, None]
 
 
 def test_no_heartbeat_is_ever_the_last_by_accident() -> None:

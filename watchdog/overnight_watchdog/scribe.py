@@ -26,7 +26,7 @@ Job = Callable[[], object]
 
 
 class Scribe:
-    """One thread. `lost`: jobs that were thrown away since nobody took them."""
+    """One thread. `lost`: jobs that nobody took, or that failed, since a log line last said so."""
 
     def __init__(self) -> None:
         self.lost = 0
@@ -100,14 +100,20 @@ class LaterHeartbeat:
 
 
 class LaterLog:
-    """A line has the time at which it was told, not the one at which it could be written."""
+    """A line has the time at which it was told, not the one at which it could be written. The first one after something
+    was thrown away says how much (`writes_lost`)."""
 
     def __init__(self, log: EventLog, scribe: Scribe, clock: Callable[[], float] = time.time) -> None:
         self._log, self._scribe, self._clock = log, scribe, clock
 
     def write(self, level: str, event: str, **fields: Any) -> bool:
-        now_s = self._clock()
-        return self._scribe.put(lambda: self._log.write_at(now_s, level, event, fields))
+        now_s, lost = self._clock(), self._scribe.lost
+        if lost:
+            fields["writes_lost"] = lost
+        told = self._scribe.put(lambda: self._log.write_at(now_s, level, event, fields))
+        if told:
+            self._scribe.lost -= lost
+        return told
 
 
 class PatientRing:

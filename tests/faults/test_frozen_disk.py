@@ -15,7 +15,7 @@ from helpers.arena import LEAK, MIB, Arena, Workload
 from helpers.memory_cgroup import Unavailable
 from helpers.waiting import until
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 TOOLS = ("mkfs.ext4", "fsfreeze", "mount", "umount")
 
 

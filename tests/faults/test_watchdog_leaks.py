@@ -19,7 +19,7 @@ from helpers.memory_cgroup import Unavailable
 from helpers.ramp import Ramp, run_ramp
 from helpers.waiting import until
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.alone]
 
 Make = Callable[[int], Arena]
 QUIET_S = 10.0

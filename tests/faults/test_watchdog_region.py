@@ -25,7 +25,7 @@ from helpers.arena import GIB, MIB, Arena, Workload, hold_on
 from helpers.memory_cgroup import Unavailable
 from helpers.ramp import Ramp, percentile, run_ramp
 
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [pytest.mark.root, pytest.mark.slow, pytest.mark.alone]
 
 RATES_MIB_S = (10, 50, 200, 500, 1024)
 LIMITS = (128 * MIB, 512 * MIB, 2 * GIB, 8 * GIB)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ import pytest
 from helpers.arena import environment
 from helpers.memory_cgroup import MemoryCgroup
 from helpers.waiting import until
+
+pytestmark = pytest.mark.alone
 
 DEADLINE_S = 30.0
 MIB = 2**20
@@ -252,7 +255,9 @@ def test_a_leak_ends_with_a_clear_line(start: Start, cgroup: MemoryCgroup, rate:
     assert guard.wait() in (143, 137)
     last = guard.lines[-1]
     assert last.startswith(("asked it to leave (SIGTERM): ", "killed it (SIGKILL): "))
-    assert "MiB of 150.0 MiB are left (budget), going at" in last and "; it held " in last
+    # How fast it goes is known after two looks; a leak that fills the budget between them is taken out all the same.
+    assert re.search(r"MiB of 150\.0 MiB are left \(budget\)(, going at \d+\.\d MiB/s)?; it held ", last), last
+    assert "[forecast]" not in last or "going at" in last
     assert sum("SIG" in line for line in guard.lines) == 1, guard.lines
     assert cgroup.oom_kills() == 0
 

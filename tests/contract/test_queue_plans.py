@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 
 from helpers.queue_cells import Clock, planned, run_one, submit, take
+from overnight.queue.peaks import KEPT
 from overnight.queue.states import Outcome
-from overnight.queue.store import Queue
+from overnight.queue.store import Peak, Queue
 
 CELLS = 20_000
 
-_SCAN = re.compile(r"SCAN (c|cells|a|attempts|s|specs)\b(?! USING (COVERING )?INDEX cells_(running|to_cancel)\b)")
+_SCAN = re.compile(
+    r"SCAN (c|cells|a|attempts|s|specs|w|warms|peaks)\b"
+    r"(?! USING (COVERING )?INDEX cells_(running|to_cancel)\b)"
+)
 """The two partial indexes hold only running cells and those to cancel: to read them whole is the point of them."""
 
 
@@ -44,11 +48,17 @@ def dispatch(queue: Queue) -> None:
     queue.started(claimed.attempt_id, pid=1, start_ticks=1)
     queue.cancel([claimed.cell.id])
     assert queue.cancel_requested() == [(claimed.cell.id, claimed.attempt_id)]
-    queue.finish(claimed.attempt_id, Outcome.FAILED)
+    queue.extended(claimed.attempt_id, 2, 2)
+    queue.finish(claimed.attempt_id, Outcome.EVICTED, learn=Peak("kind", "family", 1, False))
+    queue.peaks("kind")
+    queue.family_peaks("family")
+    assert queue.claim(boot_id="boot", daemon="d1", cell_id=claimed.cell.id) is None
+    take(queue, cell_id=queue.next_ready_many(64)[-1].cell_id)
     take(queue, warm_key=claimed.warm_key)
     take(queue, exclude=[claimed.warm_key])
     queue.next_ready()
     queue.next_ready(exclude=[claimed.warm_key])
+    queue.next_ready_many(64, exclude=[claimed.warm_key])
     queue.next_ready_at()
     queue.recover()
 
@@ -149,7 +159,11 @@ def test_the_cost_of_a_call_does_not_depend_on_how_much_is_done(tmp_path: Path) 
             "claim of the other model": lambda: queue.finish(
                 take(queue, exclude=[first.warm_key]).attempt_id, Outcome.COMPLETED
             ),
+            "claim of this very cell": lambda: queue.finish(
+                take(queue, cell_id=queue.next_ready_many(2)[1].cell_id).attempt_id, Outcome.COMPLETED
+            ),
             "next_ready": queue.next_ready,
+            "next_ready_many": lambda: queue.next_ready_many(16),
             "next_ready_at": queue.next_ready_at,
             "status": lambda: (queue.grids(), queue.counts(), queue.pace(1)),
             "recover": queue.recover,
@@ -172,14 +186,42 @@ def test_many_cells_in_backoff_cost_nothing(tmp_path: Path) -> None:
     clock = Clock()
     with Queue.open(tmp_path / "queue.db", clock=clock) as queue:
         submit(queue, "night", CELLS)
-        few = steps(queue, queue.next_ready)
+        few, many = steps(queue, queue.next_ready), steps(queue, lambda: queue.next_ready_many(1))
         with queue._db.write() as db:
             db.execute("UPDATE cells SET not_before = ? + id WHERE id > 1", (clock.now,))
         take(queue)
         assert steps(queue, queue.next_ready) <= few
+        assert steps(queue, lambda: queue.next_ready_many(64)) <= many
         assert queue.next_ready() is None
         clock.step(2)
         assert take(queue).cell.id == 2
+
+
+def test_many_peaks_cost_nothing(tmp_path: Path) -> None:
+    """Of one kind no more are kept than are looked at; other kinds, even of the family, are passed over."""
+    with Queue.open(tmp_path / "queue.db", clock=Clock()) as queue:
+        submit(queue, count=1)
+
+        def learn(kind: str = "kind") -> None:
+            run_one(queue, Outcome.EVICTED, learn=Peak(kind, "family", 1, True))
+
+        asked: dict[str, Callable[[], object]] = {
+            "finish": learn,
+            "peaks": lambda: queue.peaks("kind"),
+            "family_peaks": lambda: queue.family_peaks("family"),
+        }
+        for _ in range(KEPT):
+            learn()
+        before = {name: steps(queue, work) for name, work in asked.items()}
+        with queue._db.write() as db:
+            db.executemany(
+                "INSERT INTO peaks (kind, family, attempt_id, at, peak_bytes, whole) VALUES (?, 'family', 1, 0, 1, 1)",
+                [(f"kind{number}",) for number in range(CELLS)],
+            )
+        after = {name: steps(queue, work) for name, work in asked.items()}
+        for name, count in after.items():
+            assert count <= before[name] * 1.25 + 20, (name, before[name], count)
+            assert count < 3_000, (name, count)
 
 
 _ENQUEUE = """

@@ -12,6 +12,7 @@ from pathlib import Path
 from helpers import queue_worker
 from helpers.queue_cells import submit
 from helpers.queue_checks import assert_sound
+from overnight.queue.migrate import LATEST
 from overnight.queue.states import Status
 from overnight.queue.store import Queue
 
@@ -53,7 +54,7 @@ def test_several_processes_make_the_queue_at_once(tmp_path: Path) -> None:
         assert ended(workers) == [[["open"]]] * 4
         assert_sound(path)
         db = sqlite3.connect(path)
-        assert db.execute("SELECT count(*) FROM migrations").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM migrations").fetchone() == (LATEST,)
         db.close()
 
 

@@ -149,7 +149,10 @@ def test_values_that_nobody_wrote(path: Path, damage: str) -> None:
     [
         ({"application_id": 0}, "not a queue of Overnight (no application id)"),
         ({"application_id": 0x12345678}, "not a queue of Overnight (application id 0x12345678)"),
-        ({"user_version": LATEST + 1}, f"made by a newer Overnight (its schema is {LATEST + 1}, this program knows 1)"),
+        (
+            {"user_version": LATEST + 1},
+            f"made by a newer Overnight (its schema is {LATEST + 1}, this program knows {LATEST})",
+        ),
     ],
 )
 def test_not_ours_or_newer(path: Path, whole: bytes, pragmas: dict[str, int], said: str) -> None:
@@ -171,13 +174,20 @@ def test_somebody_elses_database(path: Path) -> None:
     assert "not a queue of Overnight" in refused(path)
 
 
-def test_a_table_is_missing(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "tables"),
+    [
+        (1, "attempts, events, grid_counts, grids, migrations, specs, warms"),
+        (2, "attempts, events, grid_counts, grids, migrations, peaks, specs, warms"),
+    ],
+)
+def test_a_table_is_missing(path: Path, version: int, tables: str) -> None:
     db = sqlite3.connect(path)
     db.execute("CREATE TABLE cells (a)")
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    db.execute("PRAGMA user_version = 1")
+    db.execute(f"PRAGMA user_version = {version}")
     db.close()
-    assert "damaged (without its tables attempts, events, grid_counts" in refused(path)
+    assert f"damaged (without its tables {tables})" in refused(path)
 
 
 _CRASH = """

@@ -13,7 +13,7 @@ import overnight.queue
 from helpers.queue_cells import Cell, Clock, planned, run_one, submit, take, template
 from helpers.queue_checks import assert_sound
 from overnight.errors import QueueError
-from overnight.queue import gate
+from overnight.queue import gate, migrate
 from overnight.queue.states import INTERRUPTED, Outcome, Status
 from overnight.queue.store import CellRow, Queue, StaleAttempt
 
@@ -61,7 +61,9 @@ def test_the_file_is_private(queue: Queue, tmp_path: Path) -> None:
 def test_migrations_are_recorded_once(tmp_path: Path, queue: Queue, clock: Clock) -> None:
     Queue.open(tmp_path / "queue.db", clock=clock).close()
     with queue._db.read() as db:
-        assert db.execute("SELECT version, applied_at FROM migrations").fetchall() == [(1, clock.now)]
+        assert db.execute("SELECT version, applied_at FROM migrations").fetchall() == [
+            (number, clock.now) for number in migrate.scripts()
+        ]
 
 
 def test_only_the_gate_writes_a_status() -> None:

@@ -11,6 +11,7 @@ from overnight.queue.states import (
     AFTER,
     ENDED,
     INTERRUPTED,
+    MEMORY,
     RESETTABLE,
     RETRYABLE,
     TRANSITIONS,
@@ -42,6 +43,7 @@ def test_named_sets() -> None:
     assert {F, Q, C} == RETRYABLE
     assert {P, D, F, Q, C} == RESETTABLE
     assert not INTERRUPTED & USES_A_TRY
+    assert {Outcome.EVICTED, Outcome.OVER_CAP, Outcome.OOM_KILLED} == MEMORY < INTERRUPTED
     assert all(AFTER[outcome] is P for outcome in INTERRUPTED | USES_A_TRY)
 
 
@@ -92,8 +94,18 @@ def test_cancellation_while_it_ran_keeps_a_cell_from_going_back() -> None:
     assert after(Outcome.COMPLETED, 0, 3, cancel_requested=True) is D
 
 
+@pytest.mark.parametrize("outcome", list(Outcome))
+def test_only_what_memory_ended_can_be_too_large(outcome: Outcome) -> None:
+    for cancel_requested in (False, True):
+        if outcome in MEMORY:
+            assert after(outcome, 0, 3, cancel_requested=cancel_requested, quarantine=True) is Q
+        else:
+            with pytest.raises(ValueError, match=f"ended as {outcome} says nothing of memory"):
+                after(outcome, 0, 3, cancel_requested=cancel_requested, quarantine=True)
+
+
 def test_the_database_knows_the_same_words() -> None:
     """The CHECK constraints are written by hand in SQL: they must name exactly the enums' strings."""
-    script = migrate.scripts()[1]
+    script = "".join(migrate.scripts().values())
     found = [set(re.findall(r"'(\w+)'", words)) for words in re.findall(r" IN \(([^)]*)\)", script) if "'" in words]
     assert found == [set(Status), set(Outcome)]

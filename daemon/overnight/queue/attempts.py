@@ -7,68 +7,50 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from overnight.durable import canonical
-from overnight.queue import gate, specs
+from overnight.queue import ending, gate, specs
 from overnight.queue.base import Base
 from overnight.queue.errors import StaleAttempt
-from overnight.queue.head import find_head
-from overnight.queue.rows import CellRow, Claimed, Ready, parsed
-from overnight.queue.states import INTERRUPTED, USES_A_TRY, Outcome, Status, after
-
-DEFAULT_TRIES = 3
+from overnight.queue.head import find_head, that_cell
+from overnight.queue.ready import Shared
+from overnight.queue.rows import CellRow, Claimed, Peak
+from overnight.queue.states import Outcome, Status
 
 
 class Attempts(Base):
     """The dispatcher's side of the queue."""
 
-    def next_ready(self, exclude: Collection[str] = ()) -> Ready | None:
-        """The cell that `claim` would give now, without changing anything; None when none is ready.
-
-        exclude: warm keys whose cells are passed over."""
-        with self._db.read() as db:
-            head = find_head(db, exclude=exclude)
-            if head is None or head.not_before > self._clock():
-                return None
-            row = db.execute(
-                "SELECT g.name, c.key, w.key, w.id, w.json, s.threads FROM cells AS c"
-                " CROSS JOIN grids AS g ON g.id = c.grid_id CROSS JOIN specs AS s ON s.id = c.spec_id"
-                " CROSS JOIN warms AS w ON w.id = c.warm_id WHERE c.id = ?",
-                (head.cell_id,),
-            ).fetchone()
-            grid, key, warm_key, warm_id, warm, threads = row
-            return Ready(
-                cell_id=head.cell_id,
-                grid=grid,
-                key=key,
-                not_before=head.not_before,
-                warm_key=warm_key,
-                warm=parsed(warm, "warm specification", warm_id),
-                threads=threads,
-            )
-
-    def next_ready_at(self, exclude: Collection[str] = ()) -> float | None:
-        """When the first pending cell is ready, in unix seconds (0 = already); None when none is pending."""
-        with self._db.read() as db:
-            head = find_head(db, exclude=exclude)
-        return None if head is None else head.not_before
-
     def claim(
-        self, *, boot_id: str, daemon: str, warm_key: str | None = None, exclude: Collection[str] = ()
+        self,
+        *,
+        boot_id: str,
+        daemon: str,
+        warm_key: str | None = None,
+        exclude: Collection[str] = (),
+        cell_id: int | None = None,
+        claim_bytes: int | None = None,
+        claim_source: str = "",
+        cap_bytes: int | None = None,
     ) -> Claimed | None:
         """Take the oldest ready cell (by `not_before`, then id): it is running, with an open attempt, when
         this returns. None when none is ready.
 
-        warm_key: only cells of this warm server; exclude: none of these."""
+        warm_key: only cells of this warm server; exclude: none of these. cell_id: this very cell or none.
+        claim_bytes, claim_source, cap_bytes: what the attempt is admitted with, noted in its row."""
         with self._db.write() as db:
             now = self._clock()
-            head = find_head(db, only=warm_key, exclude=exclude)
+            if cell_id is None:
+                head = find_head(db, only=warm_key, exclude=exclude)
+            else:
+                head = that_cell(db, cell_id, only=warm_key, exclude=exclude)
             if head is None or head.not_before > now:
                 return None
-            before = _existing(db, head.cell_id)
+            before = gate.existing(db, head.cell_id)
             number = before.attempts + 1
+            figures = (claim_bytes, claim_source, cap_bytes)
             attempt_id = db.execute(
-                "INSERT INTO attempts (cell_id, generation, number, boot_id, daemon, claimed_at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (before.id, before.generation, number, boot_id, daemon, now),
+                "INSERT INTO attempts (cell_id, generation, number, boot_id, daemon, claimed_at, claim_bytes,"
+                " claim_source, cap_bytes) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (before.id, before.generation, number, boot_id, daemon, now, *figures),
             ).lastrowid
             assert attempt_id is not None  # noqa: S101 - an INSERT has just given it
             gate.move(
@@ -86,7 +68,7 @@ class Attempts(Base):
                     "finished_at": None,
                 },
             )
-            return _claimed(db, _existing(db, before.id), attempt_id)
+            return _claimed(db, gate.existing(db, before.id), attempt_id, *figures)
 
     def started(self, attempt_id: int, *, pid: int, start_ticks: int) -> None:
         """Note an attempt's process. Raises StaleAttempt when it has ended already."""
@@ -98,6 +80,16 @@ class Attempts(Base):
             ).fetchall()
             if not row:
                 raise StaleAttempt(f"attempt {attempt_id} is not under way: its process {pid} cannot be noted")
+
+    def extended(self, attempt_id: int, claim_bytes: int, cap_bytes: int | None) -> None:
+        """Note what an attempt may take from now on. Raises StaleAttempt when it has ended already."""
+        with self._db.write() as db:
+            row = db.execute(
+                "UPDATE attempts SET claim_bytes = ?, cap_bytes = ? WHERE id = ? AND outcome IS NULL RETURNING id",
+                (claim_bytes, cap_bytes, attempt_id),
+            ).fetchall()
+            if not row:
+                raise StaleAttempt(f"attempt {attempt_id} is not under way: its claim cannot be extended")
 
     def finish(
         self,
@@ -116,13 +108,22 @@ class Attempts(Base):
         replay_s: float | None = None,
         max_rss_bytes: int | None = None,
         run_s: float | None = None,
+        peak_bytes: int | None = None,
+        raised_claim_bytes: int | None = None,
+        alone: bool | None = None,
+        quarantine: bool = False,
+        learn: Peak | None = None,
     ) -> Status:
         """Record how an attempt ended; returns what its cell became.
 
         turns, output_tokens: all that the cell has on disk now, None = not known. delay_s: not before that
         many seconds, if the cell becomes pending; without a delay it keeps its place at the head of the
         queue. run_s: how long the attempt took by a monotonic clock, otherwise wall time since the claim is
-        taken. Raises StaleAttempt when the attempt has an outcome already, or its cell is not running it.
+        taken. peak_bytes: memory it took at most. raised_claim_bytes: the cell's claim from now on, None = as
+        before. alone: must the cell run alone from now on, None = as before until it makes a new turn.
+        quarantine: the cell is quarantined, since it can never fit; only after `states.MEMORY`. learn: a peak to
+        be kept for claims. Raises StaleAttempt when the attempt has an outcome already, or its cell is not
+        running it.
         """
         values = {
             "reason_code": reason_code,
@@ -135,9 +136,18 @@ class Attempts(Base):
             "load_s": load_s,
             "replay_s": replay_s,
             "max_rss_bytes": max_rss_bytes,
+            "peak_bytes": peak_bytes,
         }
+        follows = ending.Consequences(
+            delay_s=delay_s,
+            run_s=run_s,
+            raised_claim_bytes=raised_claim_bytes,
+            alone=alone,
+            quarantine=quarantine,
+            learn=learn,
+        )
         with self._db.write() as db:
-            return _finish(db, attempt_id, outcome, values, now=self._clock(), delay_s=delay_s, run_s=run_s)
+            return ending.end(db, attempt_id, outcome, values, now=self._clock(), follows=follows)
 
     def recover(
         self,
@@ -158,9 +168,9 @@ class Attempts(Base):
             ).fetchall()
             for cell_id, attempt_id in running:
                 if attempt_id is not None:
-                    _finish(db, attempt_id, outcome, values, now=now)
+                    ending.end(db, attempt_id, outcome, values, now=now, follows=ending.Consequences())
                 else:  # only in a database that somebody mended by hand
-                    cell = _existing(db, cell_id)
+                    cell = gate.existing(db, cell_id)
                     gate.move(db, cell, Status.PENDING, now=now, kind="recovered", columns={"not_before": 0.0})
             return [cell_id for cell_id, _ in running]
 
@@ -174,103 +184,29 @@ class Attempts(Base):
         return [(cell_id, attempt_id) for cell_id, attempt_id in rows]
 
 
-def _existing(db: sqlite3.Connection, cell_id: int) -> CellRow:
-    found = gate.cell(db, cell_id)
-    assert found is not None  # noqa: S101 - its id was read in this very transaction
-    return found
-
-
-def _claimed(db: sqlite3.Connection, cell: CellRow, attempt_id: int) -> Claimed:
-    spec_id, template, warm_key, warm_id, warm, policy = db.execute(
-        "SELECT s.id, s.json, w.key, w.id, w.json, g.policy FROM cells AS c"
-        " CROSS JOIN grids AS g ON g.id = c.grid_id CROSS JOIN specs AS s ON s.id = c.spec_id"
-        " CROSS JOIN warms AS w ON w.id = c.warm_id WHERE c.id = ?",
+def _claimed(
+    db: sqlite3.Connection,
+    cell: CellRow,
+    attempt_id: int,
+    claim_bytes: int | None,
+    claim_source: str,
+    cap_bytes: int | None,
+) -> Claimed:
+    spec_id, warm_id, warm_key = db.execute(
+        "SELECT c.spec_id, w.id, w.key FROM cells AS c CROSS JOIN warms AS w ON w.id = c.warm_id WHERE c.id = ?",
         (cell.id,),
     ).fetchone()
+    shared = Shared(db)
     return Claimed(
         cell=cell,
         attempt_id=attempt_id,
         attempt_number=cell.attempts,
-        spec=specs.full(parsed(template, "specification", spec_id), cell.key, cell.coords, cell.seed),
-        policy=parsed(policy, "policy of grid", cell.grid_id),
+        spec=specs.full(shared.template(spec_id), cell.key, cell.coords, cell.seed),
+        policy=shared.policy(cell.grid_id),
         grid=cell.grid,
         warm_key=warm_key,
-        warm=parsed(warm, "warm specification", warm_id),
+        warm=shared.warm(warm_id),
+        claim_bytes=claim_bytes,
+        claim_source=claim_source,
+        cap_bytes=cap_bytes,
     )
-
-
-def _finish(
-    db: sqlite3.Connection,
-    attempt_id: int,
-    outcome: Outcome,
-    values: Mapping[str, Any],
-    *,
-    now: float,
-    delay_s: float = 0.0,
-    run_s: float | None = None,
-) -> Status:
-    found = db.execute("SELECT cell_id, claimed_at, outcome FROM attempts WHERE id = ?", (attempt_id,)).fetchone()
-    if found is None:
-        raise StaleAttempt(f"attempt {attempt_id} does not exist")
-    cell_id, claimed_at, ended = found
-    if ended is not None:
-        raise StaleAttempt(f"attempt {attempt_id} has ended already ({ended})")
-    before = _existing(db, cell_id)
-    if before.status is not Status.RUNNING:
-        raise StaleAttempt(f"attempt {attempt_id}: {before.grid}/{before.key} is {before.status}, not running")
-    _end_attempt(db, attempt_id, outcome, values, now)
-    tries_used = before.tries_used + (outcome in USES_A_TRY)
-    status = after(outcome, tries_used, _tries(db, before.grid_id), cancel_requested=before.cancel_requested)
-    turns, tokens = values.get("turns"), values.get("output_tokens")
-    taken_s = now - claimed_at if run_s is None else run_s
-    gate.move(
-        db,
-        before,
-        status,
-        now=now,
-        kind="finished",
-        attempt_id=attempt_id,
-        detail={"outcome": str(outcome), "reason_code": values.get("reason_code", "")},
-        columns={
-            "not_before": now + delay_s if status is Status.PENDING and delay_s > 0 else 0.0,
-            "tries_used": tries_used,
-            "stalled": _stalled(before, outcome, turns),
-            "turns": before.turns if turns is None else turns,
-            "output_tokens": before.output_tokens if tokens is None else tokens,
-            "run_ms": round(before.run_s * 1000) + max(0, round(taken_s * 1000)),
-            "cancel_requested": 0,
-            # A new turn has recorded the conditions that were accepted; the next change is asked about again.
-            "accept_conditions": int(before.accept_conditions and not _progressed(before, turns)),
-            "reason_code": values.get("reason_code", ""),
-            "reason": values.get("reason", ""),
-            "end_reason": values.get("end_reason"),
-            "transcript_sha256": values.get("transcript_sha256"),
-            "finished_at": None if status is Status.PENDING else now,
-        },
-    )
-    return status
-
-
-def _end_attempt(
-    db: sqlite3.Connection, attempt_id: int, outcome: Outcome, values: Mapping[str, Any], now: float
-) -> None:
-    columns = {**values, "outcome": str(outcome), "ended_at": now}
-    sets = ", ".join(f"{name} = ?" for name in columns)  # names are literals of this module, never input
-    db.execute(
-        f"UPDATE attempts SET {sets} WHERE id = ? AND outcome IS NULL",  # noqa: S608 - see above
-        (*columns.values(), attempt_id),
-    )
-
-
-def _stalled(before: CellRow, outcome: Outcome, turns: int | None) -> int:
-    """Interrupted attempts in a row without a new turn. A failed one neither counts nor ends the row."""
-    return 0 if _progressed(before, turns) else before.stalled + (outcome in INTERRUPTED)
-
-
-def _progressed(before: CellRow, turns: int | None) -> bool:
-    return turns is not None and turns > before.turns
-
-
-def _tries(db: sqlite3.Connection, grid_id: int) -> int:
-    (policy,) = db.execute("SELECT policy FROM grids WHERE id = ?", (grid_id,)).fetchone()
-    return int(parsed(policy, "policy of grid", grid_id).get("tries", DEFAULT_TRIES))

@@ -64,7 +64,8 @@ class Changes(Base):
 
     def retry(self, cells: Iterable[int], *, accept_conditions: bool = False) -> int:
         """Failed, quarantined and cancelled cells are pending again with all their tries, and what they have
-        on disk; pending ones that wait are ready now. Returns how many cells that were.
+        on disk, and no longer have to run alone (a raised claim stays); pending ones that wait are ready now.
+        Returns how many cells that were.
 
         accept_conditions: the cell may go on under other conditions than its transcript was begun under."""
         changed = 0
@@ -117,6 +118,8 @@ def _retry(db: sqlite3.Connection, cell: CellRow, now: float, accept_conditions:
             "not_before": 0.0,
             "tries_used": 0,
             "stalled": 0,
+            "evictions": 0,
+            "alone": 0,
             "reason_code": "",
             "reason": "",
             "end_reason": None,

@@ -30,6 +30,9 @@ AFRESH: dict[str, Any] = {
     "transcript_sha256": None,
     "started_at": None,
     "finished_at": None,
+    "claim_bytes": None,
+    "evictions": 0,
+    "alone": 0,
 }
 """Columns of a cell that starts afresh; its generation grows by one as well."""
 
@@ -37,6 +40,13 @@ AFRESH: dict[str, Any] = {
 def cell(db: sqlite3.Connection, cell_id: int) -> CellRow | None:
     row = db.execute(f"{CELL} WHERE c.id = ?", (cell_id,)).fetchone()
     return None if row is None else cell_row(row)
+
+
+def existing(db: sqlite3.Connection, cell_id: int) -> CellRow:
+    """A cell whose id was read in this very transaction."""
+    found = cell(db, cell_id)
+    assert found is not None  # noqa: S101 - see above
+    return found
 
 
 def move(

@@ -21,7 +21,12 @@ from overnight.queue.migrate import APPLICATION_ID, LATEST
 CHECK_LIMIT_BYTES = 64 << 20
 """Larger files are not checked whole when they are opened: it would take seconds."""
 
-_TABLES = {"attempts", "cells", "events", "grid_counts", "grids", "migrations", "specs", "warms"}
+_TABLES = {
+    1: {"attempts", "cells", "events", "grid_counts", "grids", "migrations", "specs", "warms"},
+    2: {"peaks"},
+}
+"""What each version of the schema added."""
+
 _WAL_MAGIC = (0x377F0682, 0x377F0683)
 _WAL_HEADER_BYTES = 32
 _SMALLEST_BYTES = 512
@@ -151,7 +156,8 @@ def _look(path: Path, *, immutable: bool, check: bool) -> None:
             found = f"made by a newer Overnight (its schema is {version}, this program knows {LATEST})"
             raise refusal(path, found, "upgrade overnight, or choose another --home; nothing was changed")
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-        if missing := sorted(_TABLES - tables):
+        expected = set().union(*(added for since, added in _TABLES.items() if since <= max(1, version)))
+        if missing := sorted(expected - tables):
             raise refusal(path, f"damaged (without its tables {', '.join(missing)})")
         if connection.execute("PRAGMA encoding").fetchone()[0] != "UTF-8":
             raise refusal(path, "damaged (its text encoding is not UTF-8)")

@@ -30,7 +30,8 @@ class CellRow:
 
     generation: how often it was started afresh; attempts, tries_used, turns and run_s are those of this
     generation. stalled: interrupted attempts in a row without a new turn. run_s: seconds that its attempts
-    took together.
+    took together. claim_bytes: what it claims since it met its cap or was killed for memory, None = as
+    predicted. evictions: at the turn where it stands. alone: it runs only while nothing else does.
     """
 
     id: int
@@ -56,11 +57,18 @@ class CellRow:
     transcript_sha256: str | None
     started_at: float | None
     finished_at: float | None
+    claim_bytes: int | None
+    evictions: int
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptRow:
-    """One try. `outcome` None = under way. `evidence` is what the verdict rests on."""
+    """One try. `outcome` None = under way. `evidence` is what the verdict rests on.
+
+    claim_bytes, cap_bytes, peak_bytes: what it was admitted with, could not pass and took at most, beyond its
+    warm server; None = not known, no cap. claim_source: what the claim was taken from.
+    """
 
     id: int
     cell_id: int
@@ -84,6 +92,10 @@ class AttemptRow:
     load_s: float | None
     replay_s: float | None
     max_rss_bytes: int | None
+    claim_bytes: int | None
+    claim_source: str
+    cap_bytes: int | None
+    peak_bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +115,8 @@ class EventRow:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The cell that `claim` would give: a look, not a promise."""
+    """A cell that `claim` would give: a look, not a promise. spec: its whole specification; claim_bytes,
+    evictions, alone and attempts as in CellRow."""
 
     cell_id: int
     grid: str
@@ -112,11 +125,18 @@ class Ready:
     warm_key: str
     warm: dict[str, Any]
     threads: int
+    spec: dict[str, Any]
+    policy: dict[str, Any]
+    claim_bytes: int | None
+    evictions: int
+    alone: bool
+    attempts: int
 
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """A cell that is now running. spec: its whole specification; warm: what its warm server loads."""
+    """A cell that is now running. spec: its whole specification; warm: what its warm server loads; claim_bytes,
+    claim_source, cap_bytes: what it was claimed with."""
 
     cell: CellRow
     attempt_id: int
@@ -126,6 +146,29 @@ class Claimed:
     grid: str
     warm_key: str
     warm: dict[str, Any]
+    claim_bytes: int | None
+    claim_source: str
+    cap_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Peak:
+    """Memory that an attempt took at most beyond its warm server, to be learned from. whole: it came to its
+    end, so it would not have taken more."""
+
+    kind: str
+    family: str
+    bytes: int
+    whole: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PeakRow:
+    """A peak that was learned. at: unix seconds."""
+
+    peak_bytes: int
+    whole: bool
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,13 +195,14 @@ CELL = (
     "SELECT c.id, c.grid_id, g.name, c.key, c.coords, c.seed, c.status, c.not_before, c.generation,"
     " c.attempts, c.tries_used, c.stalled, c.turns, c.output_tokens, c.run_ms, c.cancel_requested,"
     " c.accept_conditions, c.reason_code, c.reason, c.end_reason, c.transcript_sha256, c.started_at,"
+    " c.finished_at, c.claim_bytes, c.evictions, c.alone"
     # CROSS JOIN keeps this order: the planner may not begin with the grids and look for their cells.
-    " c.finished_at FROM cells AS c CROSS JOIN grids AS g ON g.id = c.grid_id"
+    " FROM cells AS c CROSS JOIN grids AS g ON g.id = c.grid_id"
 )
 ATTEMPT = (
     "SELECT id, cell_id, generation, number, boot_id, daemon, pid, start_ticks, claimed_at, started_at,"
     " ended_at, outcome, reason_code, reason, evidence, turns, output_tokens, end_reason, transcript_sha256,"
-    " load_s, replay_s, max_rss_bytes FROM attempts"
+    " load_s, replay_s, max_rss_bytes, claim_bytes, claim_source, cap_bytes, peak_bytes FROM attempts"
 )
 EVENT = "SELECT id, at, kind, grid_id, cell_id, attempt_id, old_status, new_status, detail FROM events"
 
@@ -174,7 +218,7 @@ def cell_row(row: Sequence[Any]) -> CellRow:
         fields[4] = json.loads(row[4])
         fields[6] = Status(row[6])
     fields[14] = row[14] / 1000
-    fields[15], fields[16] = bool(row[15]), bool(row[16])
+    fields[15], fields[16], fields[25] = bool(row[15]), bool(row[16]), bool(row[25])
     return CellRow(*fields)
 
 

@@ -4,7 +4,7 @@
     (a) pending -------> (b) running --------------------> (c) done
           ^  ^             |  |  |
           |  |  (e) put    |  |  +-- failed too often ----> (d) failed
-          |  +---- back ---+  +----- cannot go on truthfully -> quarantined
+          |  +---- back ---+  +----- cannot go on truthfully, or fit -> quarantined
           |                   +----- cancelled ------------> cancelled
           +-- retry: from failed, quarantined, cancelled
           +-- reset: from everything but running
@@ -87,6 +87,10 @@ INTERRUPTED = frozenset({Outcome.EVICTED, Outcome.YIELDED, Outcome.LOST, Outcome
 """The attempt was cut short; the cell goes on at its last turn."""
 
 
+MEMORY = frozenset({Outcome.EVICTED, Outcome.OVER_CAP, Outcome.OOM_KILLED})
+"""Memory was short: a cell that can never fit is quarantined after one of these."""
+
+
 def allowed(old: Status, new: Status, *, afresh: bool = False) -> bool:
     """May a cell go from `old` to `new`? afresh: its counters go back to nothing too (reset, replace)."""
     if afresh:
@@ -94,12 +98,19 @@ def allowed(old: Status, new: Status, *, afresh: bool = False) -> bool:
     return new in TRANSITIONS[old]
 
 
-def after(outcome: Outcome, tries_used: int, tries: int, *, cancel_requested: bool = False) -> Status:
+def after(
+    outcome: Outcome, tries_used: int, tries: int, *, cancel_requested: bool = False, quarantine: bool = False
+) -> Status:
     """What a cell becomes when an attempt ends.
 
     tries_used counts this attempt too when its outcome uses a try; tries is how many the grid allows. A cell
-    whose cancellation was asked for while it ran is not put back.
+    whose cancellation was asked for while it ran is not put back. quarantine: it can never fit; raises
+    ValueError for an outcome that says nothing of memory.
     """
+    if quarantine:
+        if outcome not in MEMORY:
+            raise ValueError(f"an attempt that ended as {outcome} says nothing of memory: its cell cannot be too large")
+        return Status.QUARANTINED
     status = AFTER[outcome]
     if outcome in USES_A_TRY and tries_used >= tries:
         status = Status.FAILED

@@ -1,6 +1,8 @@
 """The queue: every grid, cell, attempt and event, in one SQLite file (`var/queue.db`).
 
-    Attempts     next_ready, claim, started, finish, recover, cancel_requested      the dispatcher
+    Attempts     claim, started, extended, finish, recover, cancel_requested        the dispatcher
+    Readiness    next_ready, next_ready_many, next_ready_at                         the dispatcher
+    Peaks        peaks, family_peaks                                                the dispatcher, show
     Enqueueing   enqueue                                                            submit
     Changes      cancel, retry, reset, cell_ids                                     the other commands
     Views        grids, cells, attempts, events, counts, pace, ...                  everybody
@@ -23,7 +25,20 @@ from overnight.queue.changes import Changes
 from overnight.queue.connection import Database
 from overnight.queue.enqueue import Enqueueing
 from overnight.queue.errors import QueueUnavailable, StaleAttempt
-from overnight.queue.rows import AttemptRow, CellRow, Claimed, Enqueued, EventRow, GridRow, Pace, Ready
+from overnight.queue.peaks import Peaks
+from overnight.queue.ready import Readiness
+from overnight.queue.rows import (
+    AttemptRow,
+    CellRow,
+    Claimed,
+    Enqueued,
+    EventRow,
+    GridRow,
+    Pace,
+    Peak,
+    PeakRow,
+    Ready,
+)
 from overnight.queue.views import Views
 
 __all__ = [
@@ -34,6 +49,8 @@ __all__ = [
     "EventRow",
     "GridRow",
     "Pace",
+    "Peak",
+    "PeakRow",
     "Queue",
     "QueueUnavailable",
     "Ready",
@@ -41,7 +58,7 @@ __all__ = [
 ]
 
 
-class Queue(Attempts, Enqueueing, Changes, Views):
+class Queue(Attempts, Readiness, Peaks, Enqueueing, Changes, Views):
     """Not for several threads, and never open across a fork without exec."""
 
     @classmethod

@@ -15,7 +15,7 @@ from overnight.grid.loader import load_grid, parse_grid
 BROKEN = Path(__file__).parents[1] / "data" / "broken_grids"
 
 NAMED = "a name of at most 48 letters, digits, '.', '_' or '-', the first a letter or digit"
-TOP = "name, seed, runs, tries, models, scaffolds, axes, limits, template_date"
+TOP = "name, kind, seed, runs, tries, models, scaffolds, axes, limits, memory, template_date"
 OF_A_MODEL = "name, engine, source, dtype, device, threads, thinking, sampling, options"
 SCAFFOLD = "a built-in scaffold (1 to 9, or its name) or {id: 10, name: ..., text: ...}"
 SOURCE = "a model-store name, a local folder or GGUF file, or a hub id"

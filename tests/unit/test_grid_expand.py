@@ -11,8 +11,9 @@ import pytest
 
 from overnight.durable import canonical
 from overnight.errors import GridError
-from overnight.grid.expand import cell_seed, count_cells, expand, policy
+from overnight.grid.expand import count_cells, expand, policy
 from overnight.grid.loader import parse_grid
+from overnight.grid.planned import cell_seed
 from overnight.grid.schema import Grid
 
 TEXT = """
@@ -96,10 +97,10 @@ def test_the_specification_is_plain_json(grid: Grid) -> None:
         assert canonical(cell.template) and canonical(cell.coords)
 
 
-def test_tries_and_timeout_are_policy_and_no_specification(grid: Grid) -> None:
-    assert policy(grid) == {"timeout_s": 900.0, "tries": 4}
-    other = parse_grid(TEXT.replace("15m", "null").replace("tries: 4", "tries: 1"), "g.yaml")
-    assert policy(other) == {"timeout_s": None, "tries": 1}
+def test_tries_timeout_and_memory_are_policy_and_no_specification(grid: Grid) -> None:
+    assert policy(grid) == {"timeout_s": 900.0, "tries": 4, "memory_bytes": None}
+    other = parse_grid(TEXT.replace("15m", "null").replace("tries: 4", "tries: 1\nmemory: 1.5GiB"), "g.yaml")
+    assert policy(other) == {"timeout_s": None, "tries": 1, "memory_bytes": 3 << 29}
     assert list(expand(other)) == list(expand(grid))
 
 

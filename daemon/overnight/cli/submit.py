@@ -1,4 +1,4 @@
-"""`overnight submit FILE`: put a grid's cells into the queue."""
+"""`overnight submit FILE`, or `submit --command '...'`: put a grid's cells into the queue."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from overnight.cli import common
+from overnight.cli import command_options, common
 from overnight.errors import GridError, ModelError
 from overnight.paths import Paths
+
+if TYPE_CHECKING:
+    from overnight.grid.expand import AnyGrid
 
 _PATH = re.compile(r"/|\.gguf$|^\.")
 
@@ -22,14 +25,14 @@ _QUICK_S = 3.0
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("submit", help="put the cells of a grid file into the queue")
+    parser = commands.add_parser("submit", help="put the cells of a grid file, or of a command, into the queue")
     add_arguments(parser)
     parser.set_defaults(run=run)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What `submit` and `run` share."""
-    parser.add_argument("file", metavar="FILE", help="a grid file (YAML)")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="a grid file (YAML)")
     parser.add_argument("--scaffold", nargs="+", metavar="S", help="only these scaffolds (numbers or names)")
     parser.add_argument("--model", nargs="+", metavar="M", help="only these models")
     parser.add_argument("--runs", type=common.positive, metavar="N", help="N runs instead of the file's")
@@ -50,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="cells whose specification changed start afresh (results move aside)",
     )
+    command_options.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -62,16 +66,10 @@ def run(args: argparse.Namespace) -> int:
 def submit(paths: Paths, args: argparse.Namespace) -> tuple[str, str]:
     """Read, check, prepare the models, enqueue. Returns (grid name, what was done)."""
     from overnight.grid.expand import expand, policy
-    from overnight.grid.loader import load_grid
 
-    grid = load_grid(Path(args.file))
-    folder = Path(args.file).absolute().parent
-    changes: dict[str, Any] = {"models": [_with_absolute_source(model, folder) for model in grid.models]}
+    grid = command_options.grid(args) if command_options.given(args) else _from_file(args)
     if args.runs is not None:
-        changes["runs"] = args.runs
-    if args.engine:
-        changes["name"] = f"{grid.name}-{args.engine}"
-    grid = grid.model_copy(update=changes)
+        grid = grid.model_copy(update={"runs": args.runs})
     only = _filters(args)
     _prepare_models(paths, [cell.template for cell in _one_a_template(expand(grid, only=only, engine=args.engine))])
     aside = common.Aside(paths, grid.name)
@@ -88,6 +86,21 @@ def submit(paths: Paths, args: argparse.Namespace) -> tuple[str, str]:
     if done.replaced:
         parts.append(f"{done.replaced} replaced" + (f" ({aside})" if aside.moved else ""))
     return grid.name, ", ".join(parts)
+
+
+def _from_file(args: argparse.Namespace) -> AnyGrid:
+    from overnight.grid.command_schema import CommandGrid
+    from overnight.grid.loader import load_grid
+
+    grid = load_grid(Path(args.file))
+    if isinstance(grid, CommandGrid):
+        command_options.refuse_idle_loop_options(args, args.file)
+        return grid
+    folder = Path(args.file).absolute().parent
+    changes: dict[str, Any] = {"models": [_with_absolute_source(model, folder) for model in grid.models]}
+    if args.engine:
+        changes["name"] = f"{grid.name}-{args.engine}"
+    return grid.model_copy(update=changes)
 
 
 def _with_absolute_source(model: Any, folder: Path) -> Any:
@@ -127,7 +140,7 @@ def _prepare_models(paths: Paths, templates: list[dict[str, Any]]) -> None:
     wanted = {
         (template["model"]["source"], template["model"]["dtype"])
         for template in templates
-        if template["engine"] == "transformers"
+        if template.get("engine") == "transformers"
     }
     for source, dtype in sorted(wanted):
         ensure_model(paths, source, dtype)

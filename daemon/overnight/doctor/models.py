@@ -8,6 +8,7 @@ from overnight.engines import model_store
 from overnight.engines.model_sources import BUILTIN
 from overnight.errors import GridError, ModelError
 from overnight.grid.loader import load_grid
+from overnight.grid.schema import Grid
 from overnight.paths import Paths
 
 
@@ -84,7 +85,8 @@ def _damage(manifest: model_store.Manifest) -> str:
 def _wanted(paths: Paths, manifests: list[model_store.Manifest]) -> tuple[Wanted, ...]:
     """Raises GridError."""
     grid = load_grid(paths.grids / "minimal.yaml")
-    pairs = sorted({(model.source, model.dtype) for model in grid.models if model.engine == "transformers"})
+    models = grid.models if isinstance(grid, Grid) else []
+    pairs = sorted({(model.source, model.dtype) for model in models if model.engine == "transformers"})
     return tuple(_want(source, dtype, manifests) for source, dtype in pairs)
 
 

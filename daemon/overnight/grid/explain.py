@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -10,21 +11,57 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from overnight.errors import GridError
+from overnight.grid.command_schema import CommandGrid
 from overnight.grid.fields import Section
 from overnight.grid.nearest import did_you_mean, one_of, quoted
 from overnight.grid.options import OPTIONS
 from overnight.grid.schema import Grid, Model
 from overnight.grid.yaml_source import Path, Place, Source, dotted
 
+KINDS: dict[str, type[Grid | CommandGrid]] = {"idle_loop": Grid, "command": CommandGrid}
+"""What `kind` may be in a grid file -> its schema."""
 
-def first_error(error: ValidationError, source: Source, file: str) -> GridError:
-    """The first error in the order of the file, and how many more there are."""
+_MOVED = {
+    "limits": "; a command has none: write timeout at the top",
+    "models": "; a command has none",
+    "scaffolds": "; a command has none",
+}
+"""Keys of idle loops in a grid of commands -> what to do about them."""
+
+_OF_COMMANDS = frozenset(CommandGrid.model_fields.keys() - Grid.model_fields.keys())
+
+
+def kind_of(value: dict[str, Any], source: Source, file: str) -> type[Grid | CommandGrid]:
+    """The schema of a grid file, by its `kind`; idle loops where there is none. Raises GridError."""
+    kind = value.get("kind", "idle_loop")
+    if isinstance(kind, str) and kind in KINDS:
+        if "kind" not in value and "command" in value and not value.keys() & {"models", "scaffolds"}:
+            said = "a grid with a command says so; add the line `kind: command`"
+            raise GridError(said, file=file, line=source.place(("command",)).line, key="command")
+        return KINDS[kind]
+    near = did_you_mean(kind, KINDS) if isinstance(kind, str) else ""
+    said = f"found {_shown(kind, '')}, expected {one_of(KINDS)}{near}"
+    raise GridError(said, file=file, line=source.place(("kind",)).line, key="kind")
+
+
+def first_error(
+    error: ValidationError,
+    source: Source,
+    file: str = "",
+    *,
+    root: type[Section] = Grid,
+    named: Callable[[Path], str] = dotted,
+) -> GridError:
+    """The first error in the order of the file, and how many more there are.
+
+    root: the schema that found it. named: what a path is called.
+    """
     problems = [(_path(detail, source), detail) for detail in error.errors(include_url=False)]
     ends = _ends(source) if any(detail["type"] == "missing" for _, detail in problems) else {}
     path, detail = min(problems, key=lambda problem: _order(problem[0], problem[1], source, ends))
     others = len({other for other, _ in problems} - {path})
     more = f" (and {others} more)" if others else ""
-    return GridError(_said(detail, path, source) + more, file=file, line=source.place(path).line, key=dotted(path))
+    return GridError(_said(detail, path, source, root) + more, file=file, line=source.place(path).line, key=named(path))
 
 
 def _path(detail: ErrorDetails, source: Source) -> Path:
@@ -51,13 +88,13 @@ def _ends(source: Source) -> dict[Path, Place]:
     return ends
 
 
-def _said(detail: ErrorDetails, path: Path, source: Source) -> str:
+def _said(detail: ErrorDetails, path: Path, source: Source, root: type[Section]) -> str:
     kind, found = detail["type"], detail["input"]
     if kind == "overnight":
         return str(detail["msg"])
     if kind == "extra_forbidden":
-        return _unknown_key(path, source)
-    annotation, expected = _field(path, source)
+        return _unknown_key(path, source, root)
+    annotation, expected = _field(path, source, root)
     if kind == "missing":
         return f"missing, expected {expected}"
     choices = _choices(annotation)
@@ -65,21 +102,26 @@ def _said(detail: ErrorDetails, path: Path, source: Source) -> str:
     return f"found {_shown(found, kind)}, expected {expected}{hint or _quotes(kind, found, source.place(path))}"
 
 
-def _unknown_key(path: Path, source: Source) -> str:
-    section = _section(_field(path[:-1], source)[0])
+def _unknown_key(path: Path, source: Source, root: type[Section]) -> str:
+    section = _section(_field(path[:-1], source, root)[0])
     if section is None or not section.model_fields:
         return "unknown key, expected none here; remove it"
     whole = {name: name for name in section.model_fields}
     for name, field in section.model_fields.items():
         if (deeper := _section(field.annotation)) is not None:
             whole |= {below: f"{name}.{below}" for below in deeper.model_fields}
-    near = did_you_mean(str(path[-1]), whole, shown=whole)
+    name = str(path[-1])
+    near = did_you_mean(name, whole, shown=whole)
+    if section is CommandGrid:
+        near = _MOVED.get(name, near)
+    elif section is Grid and name in _OF_COMMANDS:
+        near = near or "; that is for a grid of `kind: command`"
     return f"unknown key, expected {one_of(section.model_fields)}{near}"
 
 
-def _field(path: Path, source: Source) -> tuple[Any, str]:
+def _field(path: Path, source: Source, root: type[Section]) -> tuple[Any, str]:
     """(type, description) of what the schema wants at `path`; (None, '') where it wants nothing."""
-    at: Any = Grid
+    at: Any = root
     said = "a mapping"
     value = source.value
     for part in path:
@@ -103,8 +145,8 @@ def _below(value: Any, part: str | int) -> Any:
 
 
 def _item(annotation: Any) -> tuple[Any, str]:
-    """(type, description) of a list's items."""
-    inner = next(iter(get_args(annotation)), None) if get_origin(annotation) is list else None
+    """(type, description) of a list's items, or of a mapping's values."""
+    inner = get_args(annotation)[-1] if get_origin(annotation) in (list, dict) else None
     if get_origin(inner) is not Annotated:
         return inner, ""
     base, *metadata = get_args(inner)

@@ -17,8 +17,12 @@ from pydantic_core import PydanticCustomError
 from overnight.grid import keys, units
 from overnight.grid.nearest import quoted
 
+MOST_RUNS = 100_000
+MOST_CELLS = 10_000_000
+
 _LONGEST_TIMEOUT_S = 366 * 86400.0
 _LARGEST_GROWTH_BYTES = 1 << 40
+_LEAST_MEMORY_BYTES, _MOST_MEMORY_BYTES = 1 << 20, 1 << 46
 
 T = TypeVar("T")
 
@@ -34,10 +38,11 @@ def refusal(message: str, *at: str | int) -> PydanticCustomError:
     return PydanticCustomError("overnight", "{said}", {"said": message, "at": at})
 
 
-def _distinct(values: list[T]) -> list[T]:
+def distinct(values: list[T]) -> list[T]:
     for index, value in enumerate(values):
         if value in values[:index]:
-            raise refusal(f"found {value} a second time, expected different values; remove it", index)
+            shown = quoted(value) if isinstance(value, str) else value
+            raise refusal(f"found {shown} a second time, expected different values; remove it", index)
     return values
 
 
@@ -54,6 +59,16 @@ def _seconds(value: Any) -> Any:
 def _bytes(value: Any) -> Any:
     wanted = units.size_bytes(value) if isinstance(value, str) else value
     if isinstance(wanted, bool) or not isinstance(wanted, int) or not 0 <= wanted <= _LARGEST_GROWTH_BYTES:
+        raise ValueError("not a size")
+    return wanted
+
+
+def _memory(value: Any) -> Any:
+    wanted = units.size_bytes(value) if isinstance(value, str) else value
+    if wanted is None:
+        return None
+    whole = isinstance(wanted, int) and not isinstance(wanted, bool)
+    if not whole or not _LEAST_MEMORY_BYTES <= wanted <= _MOST_MEMORY_BYTES:
         raise ValueError("not a size")
     return wanted
 
@@ -127,6 +142,7 @@ Day = Annotated[str, AfterValidator(_day), Field(description="a day written as 2
 Threads = Annotated[int, _whole(1, 1024)]
 Seed = Annotated[int, _whole(0, (1 << 63) - 1)]
 Tries = Annotated[int, _whole(1, 100)]
+Runs = Annotated[int, _whole(1, MOST_RUNS)]
 Turn = Annotated[int | None, _whole(1, 1_000_000, or_null=", or null for never")]
 ContextTokens = Annotated[int, _whole(1, 1_000_000_000)]
 Seconds = Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False, description="seconds from 0 to 3600")]
@@ -134,6 +150,11 @@ SizeBytes = Annotated[
     int,
     BeforeValidator(_bytes),
     Field(description="a size up to 1024GiB: a whole number of bytes, or text such as 8MiB"),
+]
+Memory = Annotated[
+    int | None,
+    BeforeValidator(_memory),
+    Field(description="a size from 1MiB to 64TiB such as 512MiB, 1.5GB or 2GiB, or null for none"),
 ]
 LengthOrRange = Annotated[
     int | list[int],
@@ -143,5 +164,5 @@ LengthOrRange = Annotated[
 Values = Annotated[
     list[T],
     Field(min_length=1, max_length=1000, description="a list of 1 to 1000 values"),
-    AfterValidator(_distinct),
+    AfterValidator(distinct),
 ]

@@ -10,14 +10,15 @@ from pydantic import ValidationError
 
 from overnight.errors import GridError
 from overnight.grid import yaml_source
-from overnight.grid.explain import first_error
+from overnight.grid.command_schema import CommandGrid, working_folder
+from overnight.grid.expand import AnyGrid
+from overnight.grid.explain import first_error, kind_of
 from overnight.grid.nearest import did_you_mean, one_line, one_of, quoted
-from overnight.grid.schema import Grid
 
 _SUFFIXES = (".yaml", ".yml")
 
 
-def load_grid(path: Path) -> Grid:
+def load_grid(path: Path) -> AnyGrid:
     """Read and check a grid file. Raises GridError with one line."""
     file = one_line(str(path))
     try:
@@ -31,11 +32,14 @@ def load_grid(path: Path) -> Grid:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise GridError(f"cannot be read ({one_line(reason)}); mend its path or permissions", file=file) from None
-    return parse_grid(_decoded(data, file), file)
+    return parse_grid(_decoded(data, file), file, path.absolute().parent)
 
 
-def parse_grid(text: str, file: str) -> Grid:
-    """Check the text of a grid file; `file` is its name for messages. Raises GridError with one line."""
+def parse_grid(text: str, file: str, folder: Path | None = None) -> AnyGrid:
+    """Check the text of a grid file. Raises GridError with one line.
+
+    file: its name for messages. folder: where its relative paths begin, by default the current folder.
+    """
     file = one_line(file)
     source = yaml_source.read(text.removeprefix("\ufeff"), file)
     if not isinstance(source.value, dict):
@@ -43,10 +47,17 @@ def parse_grid(text: str, file: str) -> Grid:
         raise GridError(
             f"found {found}, expected a mapping that begins like `name: my-grid`", file=file, line=source.place(()).line
         )
+    schema = kind_of(source.value, source, file)
     try:
-        return Grid.model_validate(source.value)
+        grid = schema.model_validate(source.value)
     except ValidationError as error:
-        raise first_error(error, source, file) from None
+        raise first_error(error, source, file, root=schema) from None
+    if not isinstance(grid, CommandGrid):
+        return grid
+    try:
+        return grid.model_copy(update={"cwd": working_folder(grid.cwd, folder or Path.cwd())})
+    except ValueError as error:
+        raise GridError(str(error), file=file, line=source.place(("cwd",)).line, key="cwd") from None
 
 
 def _decoded(data: bytes, file: str) -> str:

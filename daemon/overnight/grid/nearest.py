@@ -9,7 +9,7 @@ _COMPARED = 100
 """Characters that are compared: difflib is quadratic, and no name is longer."""
 
 _SHOWN = 40
-_LISTED = 12
+_LISTED = 16
 
 
 def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
@@ -19,16 +19,21 @@ def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | Non
     if not near:
         return ""
     name = by_lower[near[0]]
-    return f"; did you mean '{shown[name] if shown else name}'?"
+    return f"; did you mean '{_listed(shown[name] if shown else name)}'?"
 
 
 def one_of(known: Iterable[str]) -> str:
-    """`a`, `one of a, b`, or of many the first dozen and how many more there are."""
-    names = list(known)
+    """`a`, `one of a, b`, or of many the first sixteen and how many more there are."""
+    names = [_listed(name) for name in known]
     if len(names) == 1:
         return names[0]
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return f"one of {', '.join(names[:_LISTED])}{more}"
+
+
+def _listed(name: str) -> str:
+    """A name as it stands in a list: values of axes may be long, or hold lines."""
+    return one_line(name if len(name) <= _COMPARED else f"{name[:_COMPARED]}…")
 
 
 def one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What a grid file may hold, as pydantic models.
+"""What a grid file of idle loops may hold, as pydantic models. Grids of commands are in `command_schema.py`.
 
     Grid
      |- models: Model, with Sampling and the options of its engine
@@ -19,9 +19,13 @@ from pydantic import Field, ValidationInfo, field_validator, model_serializer, m
 
 from overnight.grid import keys
 from overnight.grid.fields import (
+    MOST_CELLS,
+    MOST_RUNS,
     Day,
     Iterations,
+    Memory,
     Name,
+    Runs,
     Section,
     Seed,
     ShiftHours,
@@ -41,8 +45,6 @@ from overnight.grid.nearest import did_you_mean, one_of, quoted
 from overnight.grid.options import OPTIONS
 from overnight.grid.scaffolds import BUILT_IN, BY_ID, BY_NAME
 
-MOST_RUNS = 100_000
-MOST_CELLS = 10_000_000
 LARGEST_SCAFFOLD_BYTES = 32 * 1024
 
 _SCAFFOLD_SAID = "a built-in scaffold (1 to 9, or its name) or {id: 10, name: ..., text: ...}"
@@ -167,11 +169,12 @@ class Scaffold(Section):
 
 
 class Grid(Section):
-    """A whole grid file."""
+    """A whole grid file of idle loops."""
 
     name: Name
+    kind: Annotated[Literal["idle_loop"], Field(description="one of idle_loop, command")] = "idle_loop"
     seed: Seed = 0
-    runs: Annotated[int, Field(ge=1, le=MOST_RUNS, description=f"a whole number from 1 to {MOST_RUNS}")] = 1
+    runs: Runs = 1
     tries: Tries = 3
     models: Annotated[
         list[Annotated[Model, Field(description="a mapping with name, engine and source")]],
@@ -183,6 +186,7 @@ class Grid(Section):
     ]
     axes: Annotated[Axes, Field(description="a mapping of extra axes")] = Axes()
     limits: Annotated[Limits, Field(description="a mapping of limits")] = Limits()
+    memory: Memory = None
     template_date: Day = "2025-01-01"
 
     @field_validator("models")

@@ -1,4 +1,4 @@
-"""Times and sizes as people write them."""
+"""Times, sizes and ranges as people write them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ _BYTES = {
     "KiB": 2**10,
     "MiB": 2**20,
     "GiB": 2**30,
+    "TiB": 2**40,
 }
 _NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,6})?)"
 _TIME = re.compile(rf"{_NUMBER} ?([smhd])")
+RANGE = re.compile(r"(-?[0-9]{1,15})\.\.(-?[0-9]{1,15})(?:\.\.(-?[0-9]{1,15}))?")
 _SIZE = re.compile(rf"{_NUMBER} ?({'|'.join(_BYTES)})")
 
 
@@ -33,3 +35,17 @@ def size_bytes(text: str) -> int:
     if found is None:
         raise ValueError(f"not a size: {text!r}")
     return round(float(found[1]) * _BYTES[found[2]])
+
+
+def whole_range(text: str) -> range:
+    """`1..5`, or with a step `0..100..10`: whole numbers, both ends among them. Raises ValueError with what is
+    expected."""
+    found = RANGE.fullmatch(text)
+    if found is None:
+        raise ValueError("expected a range of whole numbers such as 1..5 or 0..100..10")
+    first, last, step = int(found[1]), int(found[2]), int(found[3] or 1)
+    if step < 1:
+        raise ValueError("expected a step from 1 on")
+    if first > last:
+        raise ValueError(f"expected the smaller end first, {last}..{first}")
+    return range(first, last + 1, step)

@@ -105,6 +105,34 @@ def dotted(path: Path) -> str:
     return text
 
 
+_SCALARS = (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
+)
+"""(kind, pattern, characters that it can begin with) of the plain scalars of YAML 1.2."""
+
+_LONGEST_NUMBER = 40
+
+
+def scalar(text: str) -> Any:
+    """A value as it is written without quotes in a grid file: a number, true, false, null, or else text."""
+    kind = next((kind for kind, pattern, _ in _SCALARS if re.fullmatch(pattern, text)), "str")
+    return text if kind in ("int", "float") and len(text) > _LONGEST_NUMBER else _plain(kind, text)
+
+
+def _plain(kind: str, text: str) -> Any:
+    if kind == "null":
+        return None
+    if kind == "bool":
+        return text[0] in "tT"
+    if kind == "int":
+        return int(text)
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan")) if kind == "float" else text
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that composes nodes only, of the part of YAML that grid files may use."""
 
@@ -137,13 +165,7 @@ class _Loader(yaml.SafeLoader):
         return None
 
 
-for _name, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|(?:0|[1-9][0-9]*)(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
-    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
-):
+for _name, _pattern, _first in _SCALARS:
     _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(rf"(?:{_pattern})\Z"), _first)
 
 
@@ -181,17 +203,10 @@ class _Reading:
     def _scalar(self, node: yaml.Node, path: Path) -> Any:
         text: str = node.value
         kind = node.tag.removeprefix(_TAG)
-        if kind == "null":
-            return None
-        if kind == "bool":
-            return text[0] in "tT"
-        if kind in ("int", "float"):
-            if len(text) > 40:
-                raise self._refusal(node, path, "a number of more than 40 characters; write a shorter one")
-            if kind == "int":
-                return int(text)
-            special = text.lower().replace(".inf", "inf").replace(".nan", "nan")
-            return float(special)
+        if kind in ("int", "float") and len(text) > _LONGEST_NUMBER:
+            raise self._refusal(node, path, "a number of more than 40 characters; write a shorter one")
+        if kind != "str":
+            return _plain(kind, text)
         for char in text:
             if char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cs"):
                 raise self._refusal(node, path, f"the text holds the character U+{ord(char):04X}; remove it")

@@ -1,0 +1,121 @@
+"""Pure: from how a command left to how its attempt ended.
+
+| what was seen | outcome, reason code |
+|---|---|
+| exit 0; when it had been asked to leave, only with a result | completed |
+| exit 75 | yielded, put_back |
+| anything else after it had been asked to leave | terminated (the dispatcher knows by whom) |
+| the words of a refused allocation at the end of stderr, under a limit of its own | over_cap, memory_error |
+| SIGKILL, SIGTERM, SIGINT, SIGHUP from somebody else | lost, killed (the dispatcher looks for an OOM kill first) |
+| any other signal | failed, crashed |
+| any other exit status | failed, exit_status |
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, field
+from typing import Any
+
+EX_PUT_BACK = 75
+"""EX_TEMPFAIL of sysexits.h: "put me back, I go on from my checkpoint"."""
+
+_INTERRUPTING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_REFUSED = (
+    *("memoryerror", "bad_alloc", "cannot allocate memory", "can't allocate memory", "can't start new thread"),
+    *("memory exhausted", "memory allocation of", "memory allocation failed", "failed to map segment"),
+)
+"""How Python, C++, libc, torch, the GNU tools, Rust and the dynamic linker say that they were refused memory."""
+
+_LINE_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an attempt at a command ended. end_reason, result_sha256 (of result.json): of a completed one."""
+
+    outcome: str
+    reason_code: str = ""
+    reason: str = ""
+    evidence: dict[str, Any] = field(default_factory=dict)
+    end_reason: str | None = None
+    result_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Left:
+    """What was seen of the command's end.
+
+    status: its wait status, None when it would not even die of SIGKILL. asked: it had been asked to leave (SIGTERM);
+    grace_over: and did not, within `grace_s`. result: it left a result. limited: a limit of its own on its data or
+    its address space was in force. stderr: the end of what it wrote there.
+    """
+
+    status: int | None
+    asked: bool = False
+    grace_over: bool = False
+    grace_s: float = 0.0
+    result: bool = False
+    limited: bool = False
+    stderr: str = ""
+
+
+def judge(left: Left) -> Ending:
+    """Outcome, reason code and sentence, by the table above, the first row that fits."""
+    code = exit_code(left.status)
+    if code == 0 and (left.result or not left.asked):
+        return Ending("completed", end_reason="exited")
+    if code == EX_PUT_BACK:
+        return Ending("yielded", "put_back", f"the command asked to be put back (exit status {EX_PUT_BACK})")
+    if left.asked:
+        return Ending("terminated", "terminated", _terminated(left, code))
+    if code is None:
+        return Ending("lost", "killed", "the command would not die, not even of SIGKILL")
+    said = _with(last_line(left.stderr))
+    if left.limited and any(word in left.stderr.lower() for word in _REFUSED):
+        return Ending("over_cap", "memory_error", f"the command met its memory cap, and {left_with(code)}{said}")
+    if code >= 0:
+        return Ending("failed", "exit_status", f"the command {left_with(code)}{said}")
+    if -code in _INTERRUPTING:
+        return Ending("lost", "killed", f"the command was killed by {_name(-code)}")
+    return Ending("failed", "crashed", f"the command crashed with {_name(-code)}{said}")
+
+
+def exit_code(status: int | None) -> int | None:
+    """Of a wait status: the exit status, or the negative number of the signal that ended it."""
+    return None if status is None else os.waitstatus_to_exitcode(status)
+
+
+def how(status: int | None) -> dict[str, int]:
+    """The same as evidence: {"exit_code": n} or {"signal": n}, nothing when it did not end."""
+    code = exit_code(status)
+    if code is None:
+        return {}
+    return {"exit_code": code} if code >= 0 else {"signal": -code}
+
+
+def left_with(code: int) -> str:
+    return f"left with exit status {code}" if code >= 0 else f"was ended by {_name(-code)}"
+
+
+def last_line(text: str) -> str:
+    """The last line that is not blank, shortened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    line = lines[-1] if lines else ""
+    return line if len(line) <= _LINE_CHARACTERS else f"{line[:_LINE_CHARACTERS]}..."
+
+
+def _terminated(left: Left, code: int | None) -> str:
+    if left.grace_over or code is None:
+        return f"the command was asked to leave (SIGTERM), did not within {left.grace_s:g} s, and was killed"
+    without = " and no result" if code == 0 else ""
+    return f"the command was asked to leave (SIGTERM), and {left_with(code)}{without}"
+
+
+def _with(line: str) -> str:
+    return f": {line}" if line else ""
+
+
+def _name(number: int) -> str:
+    return signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"

@@ -1,0 +1,173 @@
+"""What a command leaves behind: its result, the files to keep, result.json.
+
+result.json holds nothing that varies from run to run: the same result gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overnight import durable
+from overnight.cells import placeholders
+from overnight.cells.command_start import RESULT_FILE, remove
+from overnight.errors import CellError
+
+RESULT_BYTES = 16 * 2**20
+KEPT_FOLDER = "files"
+_COPY_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Result:
+    """value: the JSON object that it left, or None; note: why a value that was meant as one is not taken, or ""."""
+
+    value: dict[str, Any] | None = None
+    note: str = ""
+
+
+def read(folder: Path, last_line: bytes | None) -> Result:
+    """From $OVERNIGHT_RESULT if it was written, else from the last line of stdout (None: that was too long)."""
+    path = folder / RESULT_FILE
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return _of_line(last_line)
+    except OSError as error:
+        return Result(note=f"$OVERNIGHT_RESULT cannot be read: {error.strerror}")
+    try:
+        with os.fdopen(fd, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return Result(note="$OVERNIGHT_RESULT is no regular file")
+            data = stream.read(RESULT_BYTES + 1)
+    except OSError as error:
+        return Result(note=f"$OVERNIGHT_RESULT cannot be read: {error.strerror}")
+    if len(data) > RESULT_BYTES:
+        return Result(note=f"$OVERNIGHT_RESULT is larger than {RESULT_BYTES // 2**20} MiB")
+    return parse(data, "$OVERNIGHT_RESULT")
+
+
+def _of_line(line: bytes | None) -> Result:
+    if line is None:
+        return Result(note="the last line of stdout is too long to be a result")
+    return parse(line, "the last line of stdout") if line.startswith(b"{") else Result()
+
+
+def parse(data: bytes, where: str) -> Result:
+    """A JSON object that can be written down as it was read: no NaN, no infinity, no lone surrogates."""
+    try:
+        value = json.loads(data, parse_constant=_refuse)
+        if not isinstance(value, dict):
+            return Result(note=f"{where} holds no JSON object")
+        durable.canonical(value).encode()
+    except (ValueError, RecursionError) as error:
+        return Result(note=f"{where} holds no JSON object: {str(error)[:200]}")
+    except MemoryError:
+        return Result(note=f"{where} is too large to be read under the memory cap")
+    return Result(value)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def keep(spec: Mapping[str, Any], cwd: Path, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Copy what `keep:` names into folder/files, durably. Returns the files' entries and the patterns that name none.
+
+    Raises OSError.
+    """
+    target = folder / KEPT_FOLDER
+    remove(target)  # of an attempt that was interrupted just here
+    values = {
+        name: glob.escape(value) if isinstance(value, str) else value
+        for name, value in placeholders.values_of(spec).items()
+    }
+    names: set[str] = set()
+    missing: list[str] = []
+    for pattern in spec["keep"]:
+        filled = placeholders.fill(pattern, values)
+        found = set(matches(cwd, filled))
+        names |= found
+        if not found:
+            missing.append(filled)
+    return [_copy(cwd, name, target) for name in sorted(names)], missing
+
+
+def matches(root: Path, pattern: str) -> Iterator[str]:
+    """Names of regular files below `root`, relative to it. `**` is any number of folders; no link is followed, and
+    nothing outside is named. A leading dot has to be written."""
+    parts = [part for part in pattern.split("/") if part not in ("", ".")]
+    if parts and ".." not in parts and not pattern.startswith("/"):
+        yield from _below(root, "", parts)
+
+
+def _below(root: Path, inside: str, parts: list[str]) -> Iterator[str]:
+    part, rest = parts[0], parts[1:]
+    if part == "**":
+        yield from _below(root, inside, rest or ["*"])
+    try:
+        entries = sorted(os.scandir(root / inside), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        name = f"{inside}{entry.name}"
+        hidden = entry.name.startswith(".") and not part.startswith(".")
+        if hidden or not (part == "**" or fnmatch.fnmatchcase(entry.name, part)):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            deeper = parts if part == "**" else rest
+            if deeper:
+                yield from _below(root, f"{name}/", deeper)
+        elif not rest and part != "**" and entry.is_file(follow_symlinks=False):
+            yield name
+
+
+def _copy(cwd: Path, name: str, target: Path) -> dict[str, Any]:
+    digest, size = hashlib.sha256(), 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal size
+        fd = os.open(cwd / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(fd, "rb", buffering=0) as stream:
+            while piece := stream.read(_COPY_BYTES):
+                digest.update(piece)
+                size += len(piece)
+                yield piece
+
+    durable.make_folders((target / name).parent)
+    durable.write_atomic(target / name, pieces())
+    # Names are bytes; JSON wants text.
+    return {"name": os.fsencode(name).decode(errors="backslashreplace"), "bytes": size, "sha256": digest.hexdigest()}
+
+
+def write(spec: Mapping[str, Any], folder: Path, result: Result, files: list[dict[str, Any]]) -> str:
+    """result.json. Returns its SHA-256. Raises OSError."""
+    record = {
+        "v": 1,
+        "kind": "command",
+        "key": spec["key"],
+        "coords": spec["coords"],
+        "seed": spec["seed"],
+        "exit_code": 0,
+        "result": result.value,
+        "files": files,
+    }
+    data = (durable.canonical(record) + "\n").encode()
+    durable.write_atomic(folder / "result.json", data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def disk_error(error: OSError, what: str) -> CellError:
+    """As durable.as_cell_error, in the words of a command: there are no turns to go on with."""
+    failed = durable.as_cell_error(error, what)
+    if failed.reason_code == "no_space":
+        failed.args = (f"no space left while {what}; the command is run again when there is room",)
+    return failed

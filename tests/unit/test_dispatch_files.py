@@ -120,7 +120,11 @@ def test_pressure_of_a_living_watchdog(tmp_path: Path) -> None:
     pressure_file(path)
     now = pressure.read(path)
     assert now is not None
-    assert (now.level, now.limit_bytes, now.headroom_bytes) == ("hold", 100, 15)
+    assert (now.level, now.limit_bytes, now.headroom_bytes, now.hold_bytes) == ("hold", 100, 15, None)
+    pressure_file(path, hold_bytes=20)
+    now = pressure.read(path)
+    assert now is not None
+    assert now.hold_bytes == 20
 
 
 @pytest.mark.parametrize("damage", ["missing", "stale", "boot", "torn", "checksum", "not an object"])

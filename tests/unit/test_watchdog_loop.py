@@ -49,6 +49,7 @@ def test_a_leak_climbs_the_whole_ladder_and_everybody_else_is_left_alone(world: 
     ]
     assert bystander.received == [USR1] and leak.received == [STOP, CONT, TERM]
     assert world.heartbeat["level"] == "ok" and world.heartbeat["frozen"] == 0
+    assert world.heartbeat["hold_bytes"] == LIMIT // 5
 
 
 def test_every_line_about_an_action_says_what_whom_why_and_the_figures(world: World) -> None:

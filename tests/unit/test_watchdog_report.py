@@ -55,7 +55,7 @@ class World:
     def seen(self, level: Level, percent: float = 50.0) -> Seen:
         headroom = round(LIMIT * percent / 100)
         sample = Sample(self.now_s, LIMIT, "machine", LIMIT - headroom, headroom, "cgroup:/p", headroom + 5)
-        return Seen(sample, level, 1234.56, 7.65432)
+        return Seen(sample, level, 1234.56, 7.65432, LIMIT // 5)
 
     def say(self, level: Level = Level.OK, after_s: float = 0.0, *, frozen: int = 0) -> None:
         self.now_s += after_s
@@ -94,6 +94,7 @@ def test_a_heartbeat_holds_the_contracts_fields(world: World) -> None:
             "usage_bytes": LIMIT // 2,
             "slope_bytes_per_s": 1235,
             "exhaustion_s": 7.654,
+            "hold_bytes": LIMIT // 5,
             "frozen": 2,
             "sequence": 1,
             "monotonic_s": 1000.0,
@@ -351,7 +352,7 @@ def test_a_heartbeat_always_fits_and_can_be_read(
     reporter = Reporter(ear, ear.log, identity)
     reporter._sequence = 10**12
     sample = Sample(now_s, limit, source, usage, headroom, source, headroom)
-    reporter.publish(Seen(sample, level, slope, left_s), frozen=frozen)
+    reporter.publish(Seen(sample, level, slope, left_s, limit), frozen=frozen)
     (record,) = ear.beats
     block = pressure_block(record)
     assert len(block) == PRESSURE_BYTES

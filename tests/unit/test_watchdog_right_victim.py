@@ -249,7 +249,21 @@ def test_who_is_registered_is_found_among_all_the_others(folder: Path) -> None:
     assert len(expected) > 40
 
 
-@pytest.mark.parametrize("pid", [1, 0, -1, os.getpid(), 2**22 + 1, 10**300, True, "7", 7.0, None])
+@pytest.mark.parametrize(
+    "pid",
+    [
+        1,
+        0,
+        -1,
+        pytest.param(os.getpid(), id="ourselves"),
+        2**22 + 1,
+        pytest.param(10**300, id="huge"),
+        True,
+        "7",
+        7.0,
+        None,
+    ],
+)
 def test_some_pids_are_never_believed(pid: Any) -> None:
     good = {"v": 1, "boot_id": BOOT, "pid": 7, "start_ticks": 5, "role": "cell"}
     assert parse(json.dumps(good).encode(), BOOT) == good

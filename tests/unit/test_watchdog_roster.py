@@ -221,6 +221,32 @@ def test_a_forked_cell_does_not_hold_what_it_shares_with_its_server(folder: Fold
     assert guarded.own_bytes == 60 * MIB
 
 
+@pytest.mark.parametrize(("given", "mib"), [({"by": "overnight"}, 3), ({}, 33)])
+def test_a_commands_runner_shares_pages_with_its_server_when_the_daemon_started_it(
+    folder: Folder, given: dict[str, Any], mib: int
+) -> None:
+    """One that people registered by hand was forked by nobody who is registered: all that it shows is its own."""
+    folder.kernel.start(10, own_bytes=30 * MIB)
+    runner = folder.kernel.start(11, parent=10, forked=True, own_bytes=30 * MIB)
+    guarded = folder.guarded(runner, "command", **given)
+    guarded.measure(NOW)
+    folder.kernel.start(12, parent=11, own_bytes=2 * MIB)  # the command itself
+    folder.kernel.holds(11, 31 * MIB)
+    guarded.measure(NOW + 1.0)
+    assert guarded.own_bytes == mib * MIB
+
+
+def test_whoever_is_in_a_commands_cgroup_belongs_to_it(folder: Folder, tmp_path: Path) -> None:
+    """Also a daemon that it left behind, whose parent is somebody else."""
+    folder.kernel.start(12, own_bytes=2 * MIB)
+    (tmp_path / "cgroup.procs").write_text("11\n12\n")
+    runner = folder.kernel.start(11, own_bytes=1 * MIB)
+    guarded = folder.guarded(runner, "command", by="overnight", cgroup=str(tmp_path))
+    guarded.measure(NOW)
+    assert guarded.own_bytes == 3 * MIB
+    assert [pid for pid, _ in guarded.tree.members()] == [11, 12]
+
+
 def test_growth_and_peak_are_remembered(folder: Folder) -> None:
     guarded = folder.guarded(folder.kernel.start(7))
     for number in range(8):

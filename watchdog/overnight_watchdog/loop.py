@@ -337,7 +337,8 @@ class Watchdog:
         )
 
     def _seen(self, sample: Sample) -> Seen:
-        return Seen(sample, self._level, self._track.slope(), self._exhaustion_s)
+        hold_bytes = entry_bytes(Level.HOLD, sample.limit_bytes, self._thresholds)
+        return Seen(sample, self._level, self._track.slope(), self._exhaustion_s, hold_bytes)
 
     # -- between the looks, before and after ------------------------------------------------------------------
 

@@ -29,12 +29,14 @@ class Log(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One look, as it is reported. slope: bytes a second by which the firm headroom shrinks."""
+    """One look, as it is reported. slope: bytes a second by which the firm headroom shrinks. hold_bytes: the headroom
+    at which `hold` begins, under this limit."""
 
     sample: Sample
     level: Level
     slope_bytes_per_s: float | None
     exhaustion_s: float | None
+    hold_bytes: int = 0
 
     def numbers(self) -> dict[str, Any]:
         sample, slope, left = self.sample, self.slope_bytes_per_s, self.exhaustion_s
@@ -102,6 +104,7 @@ class Reporter:
             **numbers,
             "level": self._said.label,
             "limit_source": short_source(seen.sample.limit_source),
+            "hold_bytes": seen.hold_bytes,
             "frozen": frozen,
             "sequence": self._sequence,
             "monotonic_s": now_s,

@@ -19,6 +19,8 @@ from overnight_watchdog.limits import PROC
 from overnight_watchdog.tree import Tree, stat_of
 
 ROLES = ("cell", "command", "warm", "daemon")
+OURS = "overnight"
+"""Who registers what the daemon starts."""
 _MOST_BYTES = 16384
 _FOREVER_S = 1e12
 _PID_MOST = 2**22
@@ -165,7 +167,7 @@ class Roster:
         tree = Tree(
             pid,
             start_ticks=ticks,
-            own_root=entry["role"] == "cell",
+            own_root=_forked(entry),
             alone=entry["role"] in ("warm", "daemon"),
             cgroup=cgroup if isinstance(cgroup, str) else "",
             proc_root=self._proc,
@@ -272,6 +274,11 @@ def _stamp(file: os.DirEntry[str]) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (status.st_ino, status.st_mtime_ns)
+
+
+def _forked(entry: dict[str, Any]) -> bool:
+    """Was it forked by a warm server that is registered itself? A command that people registered was not."""
+    return bool(entry["role"] == "cell" or (entry["role"] == "command" and entry.get("by") == OURS))
 
 
 def number(value: Any) -> int:

@@ -54,7 +54,8 @@ class Tree:
 
     start_ticks: the root's start time; another process that has its pid by then, and whatever is below that, is not
         looked at. 0: whoever has the pid.
-    own_root: the root's inherited pages are taken off too (a cell forked by a warm server); else they are its own.
+    own_root: the root's inherited pages are taken off too (a cell, or a command's runner, that a warm server forked);
+        else they are its own.
     alone: only the root (the daemon, a warm server: what they start is registered itself).
     cgroup: a folder that holds this tree alone; who daemonised himself is still in it.
     """

@@ -57,7 +57,7 @@ class BudgetCgroup:
             return f"cannot go back to {self.back}: {error.strerror}"
         deadline = time.monotonic() + _EMPTY_S
         for part in dict.fromkeys((self.leaf, self.folder)):
-            while (why := _remove(part)) is not None:
+            while (why := remove(part)) is not None:
                 if why != errno.EBUSY or time.monotonic() >= deadline:
                     return f"cannot remove {part}: {os.strerror(why)}"
                 time.sleep(0.02)  # who has just ended is counted a moment longer
@@ -80,7 +80,7 @@ def join(home: Path, budget_bytes: int, *, proc_root: Path = PROC, sys_root: Pat
     made: list[Path] = []
     try:
         if own.version == 2:
-            _allow_memory(parent)
+            allow_memory(parent)
         for part in dict.fromkeys((folder, leaf)):
             if not part.is_dir():
                 part.mkdir()
@@ -92,7 +92,7 @@ def join(home: Path, budget_bytes: int, *, proc_root: Path = PROC, sys_root: Pat
         (leaf / "cgroup.procs").write_text(str(os.getpid()))
     except (OSError, Missing) as error:
         for part in reversed(made):
-            _remove(part)
+            remove(part)
         if isinstance(error, Missing):
             raise
         raise Missing(f"{error.filename or folder}: {error.strerror}") from None
@@ -132,8 +132,9 @@ def _parent(own: Own, name: str) -> Path:
     return own.folder if own.version == 1 or own.folder == own.mount else own.folder.parent
 
 
-def _allow_memory(parent: Path) -> None:
-    """Raises OSError, or Missing when the controller is not there to be given on."""
+def allow_memory(parent: Path) -> None:
+    """Let the children of a v2 cgroup have the controller. Raises OSError, or Missing when it is not there to be given
+    on."""
     if "memory" not in (parent / "cgroup.controllers").read_text().split():
         raise Missing(f"{parent}: the memory controller is not delegated to it")
     control = parent / "cgroup.subtree_control"
@@ -141,8 +142,8 @@ def _allow_memory(parent: Path) -> None:
         control.write_text("+memory")
 
 
-def _remove(folder: Path) -> int | None:
-    """None, or the error's number."""
+def remove(folder: Path) -> int | None:
+    """Of an empty cgroup. None, or the error's number."""
     try:
         folder.rmdir()
     except FileNotFoundError:

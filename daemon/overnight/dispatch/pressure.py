@@ -17,6 +17,7 @@ class Pressure:
     """The watchdog's last word.
 
     slope_bytes_per_s: how fast the headroom goes away; exhaustion_s: until it is gone; None = not known.
+    hold_bytes: the headroom at which `hold` begins, under this limit; None = it did not say.
     frozen: processes that it has stopped. pid, start_ticks: who said all this, None = it did not say.
     """
 
@@ -29,6 +30,7 @@ class Pressure:
     frozen: int = 0
     pid: int | None = None
     start_ticks: int | None = None
+    hold_bytes: int | None = None
 
 
 def read(path: Path) -> Pressure | None:
@@ -49,7 +51,7 @@ def last(path: Path) -> Pressure | None:
     if record is None:
         return None
     slope, exhaustion = record.get("slope_bytes_per_s"), record.get("exhaustion_s")
-    pid, ticks = record.get("pid"), record.get("start_ticks")
+    pid, ticks, hold = record.get("pid"), record.get("start_ticks"), record.get("hold_bytes")
     try:
         return Pressure(
             str(record["level"]),
@@ -61,6 +63,7 @@ def last(path: Path) -> Pressure | None:
             frozen=int(record.get("frozen") or 0),
             pid=None if pid is None else int(pid),
             start_ticks=None if ticks is None else int(ticks),
+            hold_bytes=None if hold is None else int(hold),
         )
     except (KeyError, ValueError, TypeError, OverflowError):
         return None

@@ -1,16 +1,41 @@
-"""Pure: from what was seen of an attempt's end to its outcome, a reason code and a sentence."""
+"""Pure: from what was seen of an attempt's end to its outcome, a reason code, a sentence, and how sure that is.
+
+| what was seen, the first row that fits | outcome, reason code | confidence |
+|---|---|---|
+| the child's own report, but for one that tells of a signal from outside | as it says | certain |
+| ... `failed`, and the OOM killer took a part of it (an OOM kill in its own cgroup) | as below | inferred |
+| the dispatcher had asked for it | cancelled, timed_out, yielded | certain |
+| the watchdog wrote down that it took it (or its warm server) out, and it was ended from outside | evicted | certain |
+| an OOM kill in its own cgroup, whose cap had been met | over_cap, cgroup_cap | certain by SIGKILL |
+| an OOM kill in its own cgroup, whose cap had not been met | oom_killed, kernel_oom | certain by SIGKILL |
+| no cgroup of its own, SIGKILL, and a counter of OOM kills rose meanwhile | oom_killed, kernel_oom | inferred |
+| its warm server went, and a counter of OOM kills rose meanwhile | oom_killed, warm_server_oom_killed | inferred |
+| its warm server went | lost, warm_server_died | certain |
+| SIGKILL, an own cgroup, and no OOM kill in it | lost, killed | certain |
+| SIGKILL without an own cgroup | lost, killed | inferred |
+| SIGTERM, SIGINT, SIGHUP of somebody else | lost, killed or terminated | certain |
+| any other signal | failed, crashed | certain |
+| any other exit status, and an OOM kill in its own cgroup | as above | inferred |
+| any other exit status | failed, exit_status | certain |
+
+An eviction that had only come to SIGTERM when the OOM killer sent SIGKILL was no eviction: it met its cap first.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from overnight import figures
 from overnight.dispatch.evictions import Eviction
+from overnight.dispatch.slot import CgroupEvidence
 
 INTERRUPTING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """A cell never sends these to itself: somebody else ended it. Any other signal is its own crash."""
+
+Confidence = Literal["certain", "inferred"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +46,10 @@ class Ending:
     report: the `ended` message of the child, or None when it left without a word.
     status: the wait status as the warm server saw it, or None when the server was gone before it could tell.
     eviction: what the watchdog wrote down about this process or its warm server, or None.
+    cgroup: what its own cgroup counted, None when it had none. oom_above: a counter of OOM kills where it, or its warm
+        server, lived rose between the last look before its death and its end.
+    memory_bytes, peak_bytes: what it held beyond its warm server, at the last sample and at the most.
+    cap_bytes, capped_by: its cap, and who enforced it: `cgroup`, `rlimit` or "".
     """
 
     intent: str = ""
@@ -28,6 +57,12 @@ class Ending:
     status: int | None = None
     timeout_s: float | None = None
     eviction: Eviction | None = None
+    cgroup: CgroupEvidence | None = None
+    oom_above: bool = False
+    memory_bytes: int | None = None
+    peak_bytes: int | None = None
+    cap_bytes: int | None = None
+    capped_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,34 +73,30 @@ class Verdict:
     reason_code: str = ""
     reason: str = ""
     evidence: dict[str, Any] = field(default_factory=dict)
+    confidence: Confidence = "certain"
 
 
 def judge(end: Ending) -> Verdict:
-    """What the child said counts most, then what we asked for, then what the watchdog wrote down, then how its process
-    left. A process that crashed by itself is no eviction, even when the watchdog was about to take it out."""
-    evidence = _evidence(end)
+    """By the table above. The child's own word counts most, then what we asked for, then what the watchdog wrote down,
+    then the kernel's counters, then how its process left."""
+    evidence, number = _evidence(end), _signal(end)
+    if end.report is not None and not taken(end.report, end.status):
+        return _told(end, end.report, number, evidence)
+    if (asked := _asked(end, evidence)) is not None:
+        return asked
+    if end.eviction is not None and taken(end.report, end.status) and not _kernel_was_first(end, end.eviction, number):
+        found = end.eviction
+        return Verdict("evicted", found.reason_code, found.sentence(), evidence | found.evidence())
+    if (killed := _oom_killed(end, number, evidence)) is not None:
+        return killed
     if end.report is not None:
-        report = end.report
-        return Verdict(report["outcome"], report["reason_code"], report["reason"], evidence)
-    match end.intent:
-        case "cancelled":
-            return Verdict("cancelled", "asked", "cancelled on request", evidence)
-        case "timed_out":
-            limit = f" of {end.timeout_s:g} s" if end.timeout_s is not None else ""
-            return Verdict("timed_out", "timeout", f"the attempt took longer than its time limit{limit}", evidence)
-        case "yielded":
-            return Verdict("yielded", "daemon_stopped", "the daemon was stopped in good order", evidence)
-    if end.eviction is not None and interrupted(end.status):
-        taken = end.eviction
-        return Verdict("evicted", taken.reason_code, taken.sentence(), evidence | taken.evidence())
+        return _ended_from_outside(end, end.report, number, evidence)
     if end.status is None:
         return Verdict("lost", "warm_server_died", "its warm server died, and the cell with it", evidence)
-    if os.WIFSIGNALED(end.status):
-        number = os.WTERMSIG(end.status)
-        name = signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
-        if number in INTERRUPTING:
-            return Verdict("lost", "killed", f"the cell's process was killed by {name}", evidence)
-        return Verdict("failed", "crashed", f"the cell's process crashed with {name}", evidence)
+    if number in INTERRUPTING:
+        return _lost(end, f"the cell's process was killed by {_name(number)}", number, evidence)
+    if number is not None:
+        return Verdict("failed", "crashed", f"the cell's process crashed with {_name(number)}", evidence)
     code = os.waitstatus_to_exitcode(end.status)
     return Verdict("failed", "exit_status", f"the cell's process left with exit status {code} and no result", evidence)
 
@@ -75,18 +106,107 @@ def interrupted(status: int | None) -> bool:
     return status is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) in INTERRUPTING)
 
 
-STALLED_MOST = 5
-"""A cell that met its cap so often in a row without finishing a turn will not finish it the next time either."""
+def taken(report: dict[str, Any] | None, status: int | None) -> bool:
+    """May the watchdog, the kernel or a stranger have ended it, as far as its report and wait status tell? Then it is
+    worth asking which. A shell tells of its child's end by 128 + the signal's number."""
+    if report is None:
+        return interrupted(status)
+    match report["outcome"], report["reason_code"]:
+        case ("terminated", _) | ("lost", "killed"):
+            return True
+        case ("failed", "exit_status"):
+            return _shells_signal(report) is not None
+    return False
 
 
-def bounded(verdict: Verdict, *, stalled: int) -> Verdict:
-    """`over_cap` uses no try, so it must not go on for ever: at the same turn again and again it is a failure.
-
-    stalled: interrupted attempts in a row, before this one, that finished no turn."""
-    if verdict.outcome != "over_cap" or stalled + 1 < STALLED_MOST:
+def _told(end: Ending, report: dict[str, Any], number: int | None, evidence: dict[str, Any]) -> Verdict:
+    """A program of which the OOM killer took a part fails by its own exit status."""
+    verdict = Verdict(report["outcome"], report["reason_code"], report["reason"], evidence)
+    if verdict.outcome != "failed" or (killed := _oom_killed(end, number, evidence)) is None:
         return verdict
-    sentence = f"{verdict.reason}; {stalled + 1} attempts in a row did not finish a turn"
-    return Verdict("failed", "over_cap_repeated", sentence, verdict.evidence)
+    return replace(killed, reason=f"{killed.reason}; {verdict.reason}", confidence="inferred")
+
+
+def _asked(end: Ending, evidence: dict[str, Any]) -> Verdict | None:
+    match end.intent:
+        case "cancelled":
+            return Verdict("cancelled", "asked", "cancelled on request", evidence)
+        case "timed_out":
+            limit = f" of {end.timeout_s:g} s" if end.timeout_s is not None else ""
+            return Verdict("timed_out", "timeout", f"the attempt took longer than its time limit{limit}", evidence)
+        case "yielded":
+            return Verdict("yielded", "daemon_stopped", "the daemon was stopped in good order", evidence)
+    return None
+
+
+def _kernel_was_first(end: Ending, eviction: Eviction, number: int | None) -> bool:
+    """It was only asked to leave, and what ended it was the OOM killer's SIGKILL."""
+    kills = end.cgroup.oom_kills if end.cgroup is not None else None
+    return eviction.step == "evict" and not eviction.warm and number == signal.SIGKILL and bool(kills)
+
+
+def _oom_killed(end: Ending, number: int | None, evidence: dict[str, Any]) -> Verdict | None:
+    """None when no counter tells of the OOM killer."""
+    own = end.cgroup
+    if own is not None and own.oom_kills:
+        sure: Confidence = "certain" if number == signal.SIGKILL else "inferred"
+        whom = "it" if number == signal.SIGKILL else "a process of it"
+        held = figures.size(own.high_water_bytes)
+        if own.at_cap:
+            cap = figures.size(own.cap_bytes)
+            sentence = f"the kernel's OOM killer ended {whom} at its own cap: it held {held} of {cap}"
+            return Verdict("over_cap", "cgroup_cap", sentence, evidence, sure)
+        below = "it had no cap" if own.cap_bytes is None else f"its cap was {figures.size(own.cap_bytes)}"
+        sentence = f"the kernel's OOM killer ended {whom} for want of memory around it: it held {held}, and {below}"
+        return Verdict("oom_killed", "kernel_oom", sentence, evidence, sure)
+    if not end.oom_above:
+        return None
+    held = f"; it held {figures.size(end.memory_bytes)}" if end.memory_bytes is not None else ""
+    if end.status is None and end.report is None:
+        sentence = f"its warm server died while the kernel's OOM killer struck, and the cell with it{held}"
+        return Verdict("oom_killed", "warm_server_oom_killed", sentence, evidence, "inferred")
+    if number == signal.SIGKILL and (own is None or own.oom_kills is None):
+        sentence = f"it was killed by SIGKILL while the kernel's OOM killer struck{held}"
+        return Verdict("oom_killed", "kernel_oom", sentence, evidence, "inferred")
+    return None
+
+
+def _ended_from_outside(end: Ending, report: dict[str, Any], number: int | None, evidence: dict[str, Any]) -> Verdict:
+    if report["outcome"] == "failed":
+        return Verdict("failed", report["reason_code"], report["reason"], evidence)
+    if report["outcome"] == "terminated":
+        return Verdict("lost", "terminated", f"{report['reason']}; neither the daemon nor the watchdog asked", evidence)
+    return _lost(end, report["reason"], number, evidence)
+
+
+def _lost(end: Ending, sentence: str, number: int | None, evidence: dict[str, Any]) -> Verdict:
+    """The OOM killer sends nothing but SIGKILL, and is only ruled out by a counter of the cell's own."""
+    if number != signal.SIGKILL:
+        return Verdict("lost", "killed", sentence, evidence)
+    if end.cgroup is not None and end.cgroup.oom_kills == 0:
+        return Verdict("lost", "killed", f"{sentence}, not by the kernel's OOM killer: no counter moved", evidence)
+    told = "no counter of OOM kills moved" if end.cgroup is None else "its cgroup does not count OOM kills"
+    return Verdict("lost", "killed", f"{sentence}; {told}", evidence, "inferred")
+
+
+def _signal(end: Ending) -> int | None:
+    """The signal that ended the cell, None for none: of a command, which its runner saw, else of the process itself."""
+    if end.report is not None:
+        told = (end.report.get("evidence") or {}).get("signal")
+        return told if isinstance(told, int) else _shells_signal(end.report)
+    if end.status is not None and os.WIFSIGNALED(end.status):
+        return os.WTERMSIG(end.status)
+    # Its server went before it could tell: the kernel sends the orphan SIGKILL, and so may its OOM killer.
+    return int(signal.SIGKILL) if end.status is None else None
+
+
+def _shells_signal(report: dict[str, Any]) -> int | None:
+    code = (report.get("evidence") or {}).get("exit_code")
+    return code - 128 if isinstance(code, int) and code - 128 in INTERRUPTING else None
+
+
+def _name(number: int | None) -> str:
+    return signal.Signals(number).name if number in list(signal.Signals) else f"signal {number}"
 
 
 def _evidence(end: Ending) -> dict[str, Any]:
@@ -95,23 +215,14 @@ def _evidence(end: Ending) -> dict[str, Any]:
         found["exit_code"] = os.waitstatus_to_exitcode(end.status)
     if end.intent:
         found["asked"] = end.intent
+    if end.report is not None:
+        found |= end.report.get("evidence") or {}
+    if end.memory_bytes is not None:
+        found["held_bytes"] = end.memory_bytes
+    if end.cap_bytes is not None:
+        found |= {"cap_bytes": end.cap_bytes, "capped_by": end.capped_by}
+    if end.cgroup is not None:
+        found |= end.cgroup.figures()
+    if end.oom_above:
+        found["oom_killer_struck"] = True
     return found
-
-
-def delay_s(
-    verdict: Verdict, *, tries_used: int, interrupted: int, retry_delay_s: float, no_space_delay_s: float
-) -> float:
-    """Seconds before the next attempt.
-
-    Failures back off exponentially, a full disk is given time, and a cell that is killed or evicted again and again
-    before it finishes a turn is slowed down, so that it cannot keep the machine busy with nothing else.
-    """
-    if verdict.outcome in ("failed", "timed_out"):
-        return min(3600.0, retry_delay_s * 2.0 ** max(0, tries_used))
-    if verdict.outcome == "yielded" and verdict.reason_code in ("no_space", "disk_error"):
-        return no_space_delay_s
-    if verdict.outcome == "yielded" and verdict.reason_code == "transcript_locked":
-        return 1.0
-    if verdict.outcome in ("lost", "evicted", "over_cap") and interrupted >= 3:
-        return min(60.0, 2.0 ** min(interrupted - 3, 6))
-    return 0.0

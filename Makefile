@@ -23,10 +23,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/overnight run grids/minimal.yaml
 
-# Two at a time, but for the tests that measure. The folder has a short name since sockets below it may not have a long one.
+# Three at a time since most of them wait, but for the tests that measure. The folder has a short name since sockets below it may not have a long one.
 test: $(STAMP)
 	at=$$(mktemp -d /tmp/overnight.XXXXXX) && \
-	$(BIN)/python -m pytest -m "not slow and not alone" -n 2 --basetemp=$$at/a && \
+	$(BIN)/python -m pytest -m "not slow and not alone" -n 3 --basetemp=$$at/a && \
 	$(BIN)/python -m pytest -m "not slow and alone" --basetemp=$$at/b && \
 	rm -rf $$at
 

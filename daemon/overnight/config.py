@@ -56,6 +56,9 @@ class MemoryConfig(_Section):
     """[memory]"""
 
     budget: Bytes | None = None
+    reserve: Bytes | None = None
+    prior: Bytes = 512 * 2**20
+    caps: bool = True
 
 
 class Config(_Section):

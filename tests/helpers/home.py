@@ -134,7 +134,7 @@ class Home:
             return
         for parent in (own.folder, own.folder.parent):
             folder = parent / budget_cgroup.name_of(self.paths.home)
-            for part in (folder / "main", folder):
+            for part in (folder / "main", *folder.glob("cell-*"), folder):
                 if part.is_dir():
                     until(lambda part=part: _removed(part), 10, f"{part} is empty")
 

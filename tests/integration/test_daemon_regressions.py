@@ -124,15 +124,16 @@ def test_a_model_that_cannot_load_is_named_as_the_reason(home: Home) -> None:
         assert (cell["attempts"], cell["tries_used"]) == (2, 2)
 
 
-def test_a_cap_that_is_met_for_ever_ends_as_failed(tmp_path: Path) -> None:
-    home = Home(tmp_path / "h")
+def test_a_cap_that_is_met_for_ever_comes_to_an_end(tmp_path: Path) -> None:
+    """Its claim grows by half each time, to all that there is: then it is said to need more than that."""
+    home = Home(tmp_path / "h", settings="[memory]\nbudget = '300MiB'\n")
     try:
         home.submit(scaffolds=[1], tries=1, options={"fail_at_turn": 2, "fail_kind": "memory"})
         home.start()
-        until(lambda: home.statuses() == {"failed": 1}, 60)
+        until(lambda: home.statuses() == {"quarantined": 1}, 60)
         (cell,) = home.cells()
-        assert cell["reason_code"] == "over_cap_repeated"
-        assert cell["turns"] == 1
+        assert (cell["reason_code"], cell["turns"]) == ("too_large", 1)
+        assert 3 <= cell["attempts"] <= 10
     finally:
         home.end()
 
@@ -150,7 +151,8 @@ def test_replaying_is_no_going_back() -> None:
     """A cell with 8 turns on disk that is replaying its third still has 8."""
     claimed: Any = SimpleNamespace(cell=SimpleNamespace(turns=8, output_tokens=80))
     server: Any = SimpleNamespace(state="ready")
-    attempt = Attempt(claimed, server)
+    grant: Any = SimpleNamespace()
+    attempt = Attempt(claimed, server, grant)
     Crew._heard_of(Crew.__new__(Crew), attempt, {"kind": "replaying", "turn": 3})
     assert (attempt.turn, attempt.output_tokens, attempt.replayed) == (8, 80, 3)
 

@@ -19,8 +19,6 @@ from helpers.arena import environment
 from helpers.memory_cgroup import MemoryCgroup
 from helpers.waiting import until
 
-pytestmark = pytest.mark.alone
-
 DEADLINE_S = 30.0
 MIB = 2**20
 PYTHON = (sys.executable, "-S", "-E", "-c")

@@ -23,8 +23,6 @@ from overnight.dispatch import budget_cgroup, records
 from overnight.dispatch.beat import BEAT_BYTES
 from overnight.dispatch.signals import Handle
 
-pytestmark = pytest.mark.alone
-
 KEY = "baseline_script_run1"
 GRID: dict[str, Any] = {"scaffolds": [1], "limits": {"max_iterations": 30}, "options": {"delay_s": 0.05}}
 

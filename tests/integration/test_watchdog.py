@@ -21,8 +21,6 @@ from helpers.memory_cgroup import MemoryCgroup
 from helpers.waiting import until
 from overnight_watchdog.journal import PRESSURE_BYTES, read_pressure
 
-pytestmark = pytest.mark.alone
-
 QUICK = ("--interval", "0.02")
 DEADLINE_S = 15.0
 SOURCES = str(Path(__file__).resolve().parents[2] / "watchdog")

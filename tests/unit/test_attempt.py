@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from overnight import procfs
-from overnight.dispatch.attempt import Attempt
+from overnight.dispatch.attempt import Attempt, Grant
+from overnight.dispatch.claims import Claim
 from overnight.dispatch.pool import Pool
 from overnight.dispatch.recover import recover
 from overnight.dispatch.registry import Registration, Registry
@@ -21,9 +22,11 @@ from overnight.dispatch.signals import Handle
 
 def attempt(*, turns: int = 0, run_s: float = 0.0, timeout_s: float | None = None) -> Attempt:
     cell: Any = SimpleNamespace(turns=turns, output_tokens=10 * turns, run_s=run_s, key="a")
-    claimed: Any = SimpleNamespace(cell=cell, attempt_id=3, grid="night", policy={"timeout_s": timeout_s})
+    claimed: Any = SimpleNamespace(
+        cell=cell, attempt_id=3, grid="night", policy={"timeout_s": timeout_s}, spec={"kind": "idle_loop", "threads": 1}
+    )
     server: Any = SimpleNamespace(state="ready", shrinks=True, freezes=False, promise="exact", warm={"engine": "x"})
-    return Attempt(claimed, server)
+    return Attempt(claimed, server, Grant(Claim(64 << 20, "prior"), 64 << 20))
 
 
 def begins(found: Attempt, turn: int, replay_s: float, now_s: float = 50.0) -> None:

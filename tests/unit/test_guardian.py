@@ -38,9 +38,12 @@ class Bench:
         self.processes = [subprocess.Popen(["sleep", "600"]) for _ in range(2)]
         self.cell, self.watchdog = (process.pid for process in self.processes)
         cell: Any = SimpleNamespace(turns=0, output_tokens=0, key="a")
-        claimed: Any = SimpleNamespace(cell=cell, attempt_id=1, grid="night", policy={"timeout_s": 10.0})
+        claimed: Any = SimpleNamespace(
+            cell=cell, attempt_id=1, grid="night", policy={"timeout_s": 10.0}, spec={"kind": "idle_loop"}
+        )
         server: Any = None
-        self.attempt = Attempt(claimed, server, handle=Handle.open(self.cell), forked_s=self.now)
+        grant: Any = None
+        self.attempt = Attempt(claimed, server, grant, handle=Handle.open(self.cell), forked_s=self.now)
         logger: Any = SimpleNamespace(info=self._line, warning=self._line)
         self.guardian = Guardian(
             self.paths, logger, supervised=True, clock=lambda: self.now, signal_process=self._signal_process

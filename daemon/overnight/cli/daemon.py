@@ -16,6 +16,7 @@ from overnight.paths import Paths
 
 if TYPE_CHECKING:
     from overnight.dispatch.budget_cgroup import BudgetCgroup
+    from overnight.dispatch.cell_cgroups import CellCgroups
 
 
 def add(commands: Any) -> None:
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         log = open_log(paths.log / "daemon.jsonl")
         beat = Beat(paths.beat)
         cgroup = _join_budget(paths, config, log)
+        cgroups = _cell_cgroups(paths, config, log)
         while not stop.requested:
             try:
                 # A submit of a million cells holds the write lock for many seconds: the loop must not stand still.
@@ -61,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
                         lock=lock,
                         beat=beat,
                         cgroup=None if cgroup is None else str(cgroup.folder),
+                        cgroups=cgroups,
                         supervised=supervised,
                     ).run()
             except QueueUnavailable as error:
@@ -72,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
                 log.critical("daemon_failed", error=f"{type(error).__name__}: {error}")
                 raise
         beat.strike(stopping=True)
+        if cgroups is not None and (why := cgroups.close()) is not None:
+            log.warning("cell_cgroups_stay", folder=str(cgroups.folder), why=why)
         if cgroup is not None and (why := cgroup.leave()) is not None:
             log.warning("budget_cgroup_stays", folder=str(cgroup.folder), why=why)
     return 0
@@ -90,6 +95,20 @@ def _join_budget(paths: Paths, config: Config, log: Any) -> BudgetCgroup | None:
         return None
     log.info("budget_cgroup_joined", folder=str(found.folder), limit_bytes=budget)
     return found
+
+
+def _cell_cgroups(paths: Paths, config: Config, log: Any) -> CellCgroups | None:
+    """Where each cell gets a memory cgroup of its own; without one its cap is a limit on its data."""
+    from overnight.dispatch.budget_cgroup import Missing
+    from overnight.dispatch.cell_cgroups import CellCgroups
+
+    if not config.memory.caps:
+        return None
+    try:
+        return CellCgroups.open(paths.home)
+    except Missing as why:
+        log.info("cell_cgroups_missing", why=str(why))
+        return None
 
 
 def _refuse_to_be_an_orphan(paths: Paths, parent: int) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
+from overnight.cells import placeholders
 from overnight.cli import common, text
 from overnight.cli.cells import as_json
+from overnight.config import load_config
+from overnight.dispatch import claims, predict
+from overnight.dispatch.claims import Claim
+from overnight.paths import Paths
+from overnight.queue.store import CellRow, Queue
+
+_NO_BOUND = 2**62
 
 
 def add(commands: Any) -> None:
@@ -22,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
     with common.open_queue(paths) as queue:
         row = common.select_cells(queue, [args.cell], args.grid)[0]
         attempts, events, spec = queue.attempts(row.id), queue.events(row.id), queue.cell_spec(row.id)
+        claim = _claim(paths, queue, row, spec)
     folder = paths.cell_results(row.grid, row.key)
     files = sorted(str(path) for path in folder.iterdir()) if folder.is_dir() else []
     if args.json:
@@ -31,13 +41,18 @@ def run(args: argparse.Namespace) -> int:
             "attempts": [as_json(attempt) for attempt in attempts],
             "events": [as_json(event) for event in events],
             "files": files,
+            "claim": {**as_json(claim), "sentence": claim.sentence()},
         }
         common.print_json(found)
         return 0
     print(f"{row.grid}/{row.key}  (#{row.id})  {row.status}")
     if row.reason:
         print(f"  why        {text.harmless(row.reason)} [{row.reason_code}]")
-    print(f"  turns      {row.turns or 0}, {row.output_tokens or 0} tokens, {row.end_reason or 'not ended'}")
+    if spec["kind"] == "command":
+        print(f"  command    {text.harmless(_command(spec))}")
+    else:
+        print(f"  turns      {row.turns or 0}, {row.output_tokens or 0} tokens, {row.end_reason or 'not ended'}")
+    print(f"  claim      {claim.sentence()}")
     print(f"  seed       {spec['seed']}")
     if row.transcript_sha256:
         print(f"  sha256     {row.transcript_sha256}")
@@ -52,10 +67,33 @@ def run(args: argparse.Namespace) -> int:
             text.duration(None if attempt.ended_at is None else attempt.ended_at - attempt.claimed_at),
             text.duration(attempt.load_s),
             text.duration(attempt.replay_s),
+            text.size(attempt.claim_bytes),
+            text.size(attempt.peak_bytes),
             attempt.reason or "-",
         )
         for attempt in attempts
     ]
     if rows:
-        print("\n" + text.table(("attempt", "outcome", "turns", "started", "took", "load", "replay", "reason"), rows))
+        heads = ("attempt", "outcome", "turns", "started", "took", "load", "replay", "claim", "peak", "reason")
+        print("\n" + text.table(heads, rows))
     return 0
+
+
+def _claim(paths: Paths, queue: Queue, row: CellRow, spec: dict[str, Any]) -> Claim:
+    """What its next attempt would claim, and why."""
+    return claims.claim(
+        queue.peaks(claims.kind(spec)),
+        queue.family_peaks(claims.family(spec)),
+        raised=row.claim_bytes,
+        hint=queue.grid(row.grid).policy.get("memory_bytes"),
+        predicted=predict.cell_bytes(spec, paths.models),
+        prior=load_config(paths.config).memory.prior,
+        most=_NO_BOUND,
+    )
+
+
+def _command(spec: dict[str, Any]) -> str:
+    values = placeholders.values_of(spec)
+    if spec["shell"]:
+        return placeholders.fill(spec["command"], values, quote=True)
+    return shlex.join(placeholders.fill(part, values) for part in spec["command"])

@@ -64,6 +64,7 @@ def collect(paths: Paths, queue: Queue) -> dict[str, Any]:
             "holding": state["holding"],
             "slots": slots,
         },
+        "memory": None if state is None else state.get("memory"),
         "watchdog": None
         if now is None
         else {
@@ -152,6 +153,10 @@ def _show(found: dict[str, Any]) -> None:
         print(f"watchdog  pressure {watchdog['level']}, {room}")
         if more := _trend(watchdog):
             print(f"          {more}")
+    if (memory := found["memory"]) is not None:
+        claimed = f"{text.size(memory['claimed_bytes'])} by cells, {text.size(memory['warm_bytes'])} by warm servers"
+        most = memory["limit_bytes"] - memory["reserve_bytes"]
+        print(f"claimed   {claimed}, of {text.size(most)} ({text.size(memory['reserve_bytes'])} are kept free)")
     counts = ", ".join(f"{count} {status}" for status, count in found["cells"].items() if count)
     print(f"cells     {counts or 'none; submit a grid: overnight submit FILE'}")
     if found["grids"]:
@@ -188,12 +193,13 @@ def _show(found: dict[str, Any]) -> None:
                 row["output_tokens"],
                 text.duration(row["seconds"]),
                 row["pid"],
-                text.size(row["uss_bytes"]),
-                text.size(row["pss_bytes"]),
+                text.size(row["bytes"]),
+                text.size(row["claim_bytes"]),
+                text.size(row["peak_bytes"]),
             )
             for row in found["running"]
         ]
-        print("\n" + text.table(("running", "phase", "turn", "tokens", "since", "pid", "own", "PSS"), rows))
+        print("\n" + text.table(("running", "phase", "turn", "tokens", "since", "pid", "holds", "claim", "peak"), rows))
     if found["warm"]:
         rows = [
             (

@@ -1,8 +1,10 @@
-"""`overnight verify [GRID]`: every transcript whole (header, hash chain, turn numbers) and as the queue knows it."""
+"""`overnight verify [GRID]`: every transcript whole (header, hash chain, turn numbers), every command's result and kept
+files unchanged, and all as the queue knows it."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from typing import Any
 
@@ -30,7 +32,8 @@ def run(args: argparse.Namespace) -> int:
         for row in common.all_cells(queue, args.grid):
             if row.status == Status.DONE or paths.transcript(row.grid, row.key).exists():
                 checked += 1
-                problem = check_cell(paths, row)
+                is_command = queue.cell_spec(row.id)["kind"] == "command"
+                problem = check_command(paths, row) if is_command else check_cell(paths, row)
                 if problem:
                     found.append({"grid": row.grid, "cell": row.key, "status": str(row.status), "problem": problem})
     if args.json:
@@ -38,8 +41,25 @@ def run(args: argparse.Namespace) -> int:
     else:
         for item in found:
             print(f"{item['grid']}/{item['cell']}: {item['problem']}")
-        print(f"{checked} transcripts checked, {len(found)} with a problem")
+        print(f"{checked} cells checked, {len(found)} with a problem")
     return 1 if found else 0
+
+
+def check_command(paths: Paths, row: CellRow) -> str | None:
+    """What is wrong with the result of a command that is done, or None."""
+    folder = paths.cell_results(row.grid, row.key)
+    try:
+        data = paths.result(row.grid, row.key).read_bytes()
+        if hashlib.sha256(data).hexdigest() != row.transcript_sha256:
+            return "its result.json is not the one that was recorded"
+        for file in json.loads(data)["files"]:
+            if hashlib.sha256((folder / "files" / file["name"]).read_bytes()).hexdigest() != file["sha256"]:
+                return f"files/{file['name']} is not the one that was kept"
+    except OSError as error:
+        return f"done, but {error.filename} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError):
+        return "its result.json cannot be understood"
+    return None
 
 
 def check_cell(paths: Paths, row: CellRow) -> str | None:

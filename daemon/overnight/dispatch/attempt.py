@@ -4,15 +4,39 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from overnight.dispatch.claims import Claim
 from overnight.dispatch.evictions import Eviction
 from overnight.dispatch.registry import Registration
 from overnight.dispatch.signals import Handle
-from overnight.dispatch.verdicts import Ending
+from overnight.dispatch.slot import Slot
+from overnight.dispatch.verdicts import Ending, Verdict
 from overnight.queue.store import Claimed
 from overnight.warm.client import WarmServer
 from overnight.warm.protocol import Message
+
+
+@dataclass
+class Grant:
+    """What an attempt was admitted with. cap_bytes: what it may not pass, None = as much as it likes; slot: its own
+    memory cgroup, where there is one. alone: nobody else runs beside it. claim and cap grow when there is room.
+    server_bytes, most_bytes: its warm server, and what all cells and servers together may come to, at its admission."""
+
+    claim: Claim
+    claim_bytes: int
+    cap_bytes: int | None = None
+    slot: Slot | None = None
+    alone: bool = False
+    server_bytes: int = 0
+    most_bytes: int = 0
+
+    @property
+    def capped_by(self) -> Literal["cgroup", "rlimit", ""]:
+        if self.cap_bytes is None:
+            return ""
+        return "rlimit" if self.slot is None else "cgroup"
+
 
 _REPLAY_SHARE = 0.07
 """What replaying a turn costs of the time that generating it took (*Measured*: 7 %)."""
@@ -25,11 +49,13 @@ class Attempt:
     turn: turns on disk. replayed: how many of them were fed to the model again so far. began_s, began_turn: when its
     own first turn began, and how many it had replayed by then. noted: the queue knows its process. dead_s: since when
     its process is seen to be dead without a word of its warm server. frozen_s: for how long it has been frozen by the
-    watchdog so far. seen_frozen_s: the last look, when it was frozen then.
+    watchdog so far. seen_frozen_s: the last look, when it was frozen then. bytes, peak_bytes: what it holds beyond its
+    warm server, as that one last said.
     """
 
     claimed: Claimed
     server: WarmServer
+    grant: Grant
     phase: str = "loading"
     handle: Handle | None = None
     started_s: float = field(default_factory=time.monotonic)
@@ -54,6 +80,11 @@ class Attempt:
     seen_frozen_s: float | None = None
     asked_s: float = 0.0
     eviction: Eviction | None = None
+    bytes: int = 0
+    peak_bytes: int = 0
+    extended_s: float = 0.0
+    oom_above: bool = False
+    verdict: Verdict | None = None
 
     def __post_init__(self) -> None:
         # What the queue knows to be on disk, until the cell itself says what it found there.
@@ -79,6 +110,14 @@ class Attempt:
     def timeout_s(self) -> float | None:
         wanted = self.claimed.policy.get("timeout_s")
         return None if wanted is None else float(wanted)
+
+    @property
+    def is_command(self) -> bool:
+        return bool(self.claimed.spec["kind"] == "command")
+
+    def grace_s(self, usual_s: float) -> float:
+        """From SIGTERM to SIGKILL. A command has a grace of its own, and its runner sees to that first."""
+        return usual_s + float(self.claimed.policy["grace_s"]) if self.is_command else usual_s
 
     def names(self) -> dict[str, Any]:
         """What every log line about this attempt says."""
@@ -114,7 +153,20 @@ class Attempt:
             self.over = True
 
     def ending(self) -> Ending:
-        return Ending(self.intent, self.report, self.status, self.timeout_s, self.eviction)
+        slot = self.grant.slot
+        return Ending(
+            self.intent,
+            self.report,
+            self.status,
+            self.timeout_s,
+            self.eviction,
+            cgroup=None if slot is None else slot.evidence(),
+            oom_above=self.oom_above,
+            memory_bytes=self.bytes or None,
+            peak_bytes=self.peak_bytes or None,
+            cap_bytes=self.grant.cap_bytes,
+            capped_by=self.grant.capped_by,
+        )
 
     def begins(self, message: Message, now_s: float) -> None:
         """It has replayed what there was, and its own first turn begins."""
@@ -137,8 +189,8 @@ class Attempt:
             pid=self.handle.pid,
             start_ticks=self.handle.start_ticks,
             pgid=self.handle.pid,
-            role="cell",
-            engine=self.server.warm["engine"],
+            role="command" if self.is_command else "cell",
+            engine=self.server.warm.get("engine", "command"),
             cell=f"{self.grid}/{self.key}",
             attempt=self.id,
             shrinks=self.server.shrinks,
@@ -149,6 +201,9 @@ class Attempt:
             started_s=self.started_s if self.forked_s is None else self.forked_s,
             replay_s=round(self.replay_estimate_s(), 4),
             freezes=self.server.freezes,
+            cgroup=None if self.grant.slot is None else self.grant.slot.folder,
+            claim_bytes=self.grant.claim_bytes,
+            cap_bytes=self.grant.cap_bytes,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -165,5 +220,9 @@ class Attempt:
             "replayed": self.replayed,
             "new_turns": self.turn - self.claimed.cell.turns if self.replay_s is not None else 0,
             "output_tokens": self.output_tokens,
+            "bytes": self.bytes,
+            "peak_bytes": self.peak_bytes,
+            "claim_bytes": self.grant.claim_bytes,
+            "cap_bytes": self.grant.cap_bytes,
             "seconds": round(time.monotonic() - self.started_s, 1),
         }

@@ -9,8 +9,9 @@ from typing import Any
 
 from overnight import durable
 from overnight.config import Config
-from overnight.dispatch import evictions, verdicts
-from overnight.dispatch.attempt import Attempt
+from overnight.dispatch import evictions, leftovers, rlimits, verdicts
+from overnight.dispatch.attempt import Attempt, Grant
+from overnight.dispatch.cell_cgroups import CellCgroups
 from overnight.dispatch.evictions import Eviction
 from overnight.dispatch.pool import Pool
 from overnight.dispatch.registry import Registry
@@ -27,20 +28,31 @@ _LOAD_DEATHS = 5
 class Crew:
     """`attempts` are under way, by id; `ended` wait for the dispatcher to record them."""
 
-    def __init__(self, paths: Paths, config: Config, queue: Queue, selector: selectors.BaseSelector, log: Any) -> None:
+    def __init__(
+        self,
+        paths: Paths,
+        config: Config,
+        queue: Queue,
+        selector: selectors.BaseSelector,
+        log: Any,
+        *,
+        cgroups: CellCgroups | None = None,
+    ) -> None:
         self.paths, self.config, self.queue, self.log = paths, config, queue, log
         self.registry = Registry(paths.registry)
         self.pool = Pool(paths.models, paths.log / "warm.err", self.registry, log)
         self.attempts: dict[int, Attempt] = {}
         self.ended: list[Attempt] = []
         self._selector = selector
+        self._cgroups = cgroups
+        self._token = leftovers.token(paths.home)
 
-    def launch(self, claimed: Claimed) -> None:
+    def launch(self, claimed: Claimed, grant: Grant) -> None:
         """Give a claimed cell to its warm server, which is started when it has none. Raises OSError."""
         server, fresh = self.pool.obtain(claimed.warm_key, claimed.warm)
         if fresh:
             self._selector.register(server.channel, selectors.EVENT_READ)
-        attempt = Attempt(claimed, server)
+        attempt = Attempt(claimed, server, grant)
         self.attempts[attempt.id] = attempt
         server.attempts.add(attempt.id)
         if server.state == "ready":
@@ -131,10 +143,14 @@ class Crew:
                 self.log.info(
                     "cell_shrunk", **attempt.names(), freed_bytes=before - after, before_bytes=before, after_bytes=after
                 )
+            case "memory":
+                attempt.bytes = message["bytes"]
+                attempt.peak_bytes = max(attempt.peak_bytes, message["peak_bytes"])
             case "ended":
                 attempt.report = message
             case "exited":
                 attempt.status, attempt.max_rss_bytes = message["status"], message["max_rss_bytes"]
+                attempt.peak_bytes = max(attempt.peak_bytes, message["peak_bytes"])
                 attempt.over = True
 
     def _of(self, server: WarmServer) -> list[Attempt]:
@@ -147,17 +163,55 @@ class Crew:
 
     def _fork(self, attempt: Attempt) -> None:
         attempt.phase, attempt.asked_s = "forking", time.monotonic()
+        self._take_slot(attempt)
+        slot = attempt.grant.slot
         attempt.server.fork(
             attempt.id,
             attempt.claimed.spec,
             self.paths.cell_results(attempt.grid, attempt.key),
             accept_conditions=attempt.claimed.cell.accept_conditions,
+            policy=attempt.claimed.policy,
+            number=attempt.claimed.attempt_number,
+            token=f"{self._token}:{attempt.id}",
+            cgroup=None if slot is None else slot.folder,
+            cap_bytes=attempt.grant.cap_bytes,
         )
+
+    def _take_slot(self, attempt: Attempt) -> None:
+        """A memory cgroup of its own, where we may make one; without it a limit on its data has to do."""
+        if self._cgroups is None:
+            return
+        try:
+            attempt.grant.slot = self._cgroups.take(attempt.grant.cap_bytes)
+        except OSError as error:
+            self.log.warning("cell_cgroup_failed", **attempt.names(), error=str(error))
+
+    def extend(self, attempt: Attempt, claim_bytes: int) -> bool:
+        """A larger claim and cap for a running cell, told to the kernel first. False when its cap was met already: then
+        it is judged by the one that it had. Raises OSError when the kernel refuses."""
+        grant = attempt.grant
+        if grant.cap_bytes is not None:
+            if grant.slot is not None:
+                if grant.slot.evidence().oom_kills:
+                    return False
+                grant.slot.set_cap(claim_bytes)
+                if grant.slot.evidence().oom_kills:  # meanwhile
+                    grant.slot.set_cap(grant.cap_bytes)
+                    return False
+            elif attempt.handle is not None and not attempt.is_command:
+                rlimits.extend(attempt.handle.pid, claim_bytes - grant.cap_bytes)
+            grant.cap_bytes = claim_bytes
+        grant.claim_bytes = claim_bytes
+        attempt.extended_s = time.monotonic()
+        return True
 
     def _register(self, attempt: Attempt, message: Message) -> None:
         """Put the child's registration on disk, then let it begin."""
         ticks = message["start_ticks"]
         attempt.handle = None if ticks is None else Handle.open(message["pid"], ticks)
+        if message["cgroup_error"] and attempt.grant.slot is not None:
+            self.log.warning("cell_cgroup_failed", **attempt.names(), error=message["cgroup_error"])
+            self._give_back(attempt)
         if attempt.handle is None:
             return  # it is dead already: `exited` follows
         attempt.forked_s = time.monotonic()
@@ -213,7 +267,7 @@ class Crew:
         attempt.server.attempts.discard(attempt.id)
         attempt.server.forked.discard(attempt.id)
         self.pool.register(attempt.server)
-        if attempt.report is None and verdicts.interrupted(attempt.status):
+        if verdicts.taken(attempt.report, attempt.status):
             attempt.eviction = self._eviction(attempt.handle) or (
                 attempt.server.eviction if attempt.status is None else None
             )
@@ -222,7 +276,31 @@ class Crew:
             if attempt.handle in self._selector.get_map():
                 self._selector.unregister(attempt.handle)
             attempt.handle.close()
+        self._sweep(attempt)
         self.ended.append(attempt)
+
+    def _sweep(self, attempt: Attempt) -> None:
+        """What a cell leaves behind when it did not end in good order: its cgroup tells, else its environment."""
+        slot = attempt.grant.slot
+        if attempt.report is not None and (slot is None or not slot.processes()):
+            return
+        left = set() if slot is None else set(leftovers.in_cgroup(slot.folder))
+        if attempt.is_command:
+            left |= set(leftovers.find(f"{self._token}:{attempt.id}"))
+        for pid, ticks in left:
+            if (handle := Handle.open(pid, ticks)) is not None:
+                self.log.warning("leftover_killed", **attempt.names(), pid=pid)
+                handle.kill()
+                handle.close()
+
+    def settle_memory(self, attempt: Attempt) -> None:
+        """Its verdict is drawn: its cgroup may be used again."""
+        self._give_back(attempt)
+
+    def _give_back(self, attempt: Attempt) -> None:
+        if attempt.grant.slot is not None and self._cgroups is not None:
+            self._cgroups.give_back(attempt.grant.slot)
+        attempt.grant.slot = None
 
     def _eviction(self, handle: Handle | None, *, warm: bool = False) -> Eviction | None:
         """What the watchdog wrote down about a process that is gone."""
@@ -239,7 +317,7 @@ class Crew:
         for attempt in self.attempts.values():
             if attempt.overdue(now):
                 attempt.ask("timed_out", now)
-            if attempt.intent and attempt.handle and now - attempt.intent_s > grace_s:
+            if attempt.intent and attempt.handle and now - attempt.intent_s > attempt.grace_s(grace_s):
                 attempt.handle.kill()
             if attempt.stuck(now, grace_s) and attempt.server.state != "gone":
                 self._hangs(attempt.server)

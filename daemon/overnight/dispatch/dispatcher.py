@@ -5,6 +5,7 @@
     reap      attempts and servers that ended
     heed      cancellations that somebody asked for
     enforce   time limits
+    extend    claims and caps of running cells, while there is room
     record    ended attempts in the queue, for as long as it takes
     admit     the next cells, while there is room
     retire    warm servers that nobody wants
@@ -23,15 +24,18 @@ import selectors
 import time
 from typing import Any
 
-from overnight import durable, procfs
+from overnight import durable, figures, procfs
 from overnight.config import Config
-from overnight.dispatch import admission, verdicts
-from overnight.dispatch.attempt import Attempt
+from overnight.dispatch import leftovers, oom
+from overnight.dispatch.attempt import Grant
 from overnight.dispatch.beat import Beat
+from overnight.dispatch.cell_cgroups import CellCgroups
 from overnight.dispatch.crew import Crew
 from overnight.dispatch.grid_state import GridStates
 from overnight.dispatch.guardian import Guardian
 from overnight.dispatch.lock import DaemonLock
+from overnight.dispatch.planner import Planner
+from overnight.dispatch.recorder import Recorder
 from overnight.dispatch.recover import recover
 from overnight.dispatch.registry import Registration
 from overnight.dispatch.stopping import StopSignal
@@ -40,11 +44,14 @@ from overnight.queue.states import Outcome
 from overnight.queue.store import Claimed, Queue, QueueUnavailable, StaleAttempt
 
 TICK_S = 1.0
+_FREED_S = 0.1
+"""How soon is looked again for memory that an ended cell has given back: the watchdog must have seen it, too."""
 _NEWS = ("pressure", "watchdog")
 
 
 class Dispatcher:
-    """One per `var/`, under the daemon's lock. cgroup: the folder of the budget's memory cgroup, when it has one."""
+    """One per `var/`, under the daemon's lock. cgroup: the folder of the budget's memory cgroup, when it has one.
+    cgroups: where cells get memory cgroups of their own; None where that is not allowed."""
 
     def __init__(
         self,
@@ -57,6 +64,7 @@ class Dispatcher:
         lock: DaemonLock,
         beat: Beat,
         cgroup: str | None = None,
+        cgroups: CellCgroups | None = None,
         supervised: bool = False,
     ) -> None:
         self.paths, self.config, self.queue, self.log = paths, config, queue, log
@@ -73,12 +81,19 @@ class Dispatcher:
         self._unstarted: list[tuple[Claimed, str]] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(stop, selectors.EVENT_READ)
-        self.crew = Crew(paths, config, queue, self._selector, log)
+        self._ended_s = float("-inf")
+        self._oom = oom.OomWatch.of_own()
+        self._cgroups = cgroups
+        self.crew = Crew(paths, config, queue, self._selector, log, cgroups=cgroups)
         self.guardian = Guardian(paths, log, supervised=supervised)
+        self.planner = Planner(paths, config, queue, self.crew, self.guardian)
+        self.recorder = Recorder(config, queue, self.crew, self.planner, log)
 
     def run(self) -> None:
         """Work until a stop is requested, then stop in good order. Raises QueueUnavailable at the start only."""
-        recover(self.queue, self.crew.registry, self.log, beat=self._beat.strike)
+        left = leftovers.find(leftovers.token(self.paths.home))
+        left += [] if self._cgroups is None else self._cgroups.leftovers()
+        recover(self.queue, self.crew.registry, self.log, others=left, beat=self._beat.strike)
         self._register()
         for grid in self.queue.grids():
             self.states.touch(grid.name)
@@ -90,10 +105,11 @@ class Dispatcher:
     def step(self) -> None:
         self.guard()
         self.crew.receive()
-        self.crew.reap()
+        self.reap()
         self.heed()
         self.guard()
         self.crew.enforce()
+        self.extend()
         self.record()
         self.guard()
         self.admit()
@@ -107,10 +123,37 @@ class Dispatcher:
     # -- wait -------------------------------------------------------------------------------------------------
 
     def wait(self, timeout_s: float = TICK_S) -> None:
+        if self.holding == "memory" and time.monotonic() - self._ended_s < TICK_S:
+            timeout_s = _FREED_S
         timeout_s = 0 if self._stop.requested else self.guardian.tick_s(timeout_s)
         for key, _ in self._selector.select(timeout_s):
             if key.fileobj is self._stop:
                 self._stop.drain()
+
+    # -- reap, extend -----------------------------------------------------------------------------------------
+
+    def reap(self) -> None:
+        """Who has ended; and did the kernel's OOM killer strike above the cells since the last look?"""
+        before = len(self.crew.ended)
+        self.crew.reap()
+        if len(self.crew.ended) > before:
+            self._ended_s = time.monotonic()
+            struck = self._oom.struck()
+            for attempt in self.crew.ended[before:]:
+                attempt.oom_above = struck
+
+    def extend(self) -> None:
+        for attempt, claim_bytes in self.planner.extensions():
+            before = attempt.grant.claim_bytes
+            try:
+                if not self.crew.extend(attempt, claim_bytes):
+                    continue
+                self.queue.extended(attempt.id, claim_bytes=claim_bytes, cap_bytes=attempt.grant.cap_bytes)
+            except (OSError, QueueUnavailable, StaleAttempt):
+                continue  # it keeps what it has, or the queue shows an older figure
+            self.log.info(
+                "claim_extended", **attempt.names(), bytes=attempt.bytes, before_bytes=before, claim_bytes=claim_bytes
+            )
 
     # -- heed ------------------------------------------------------------------------------------------------
 
@@ -144,7 +187,7 @@ class Dispatcher:
                 self._unstarted.pop(0)
             while self.crew.ended:
                 attempt = self.crew.ended[0]
-                self._finish(attempt)
+                self.recorder.record(attempt)
                 self.crew.ended.pop(0)
                 self.states.touch(attempt.grid)
                 self._delay_until_s = time.monotonic() + self.config.daemon.delay_s
@@ -152,52 +195,6 @@ class Dispatcher:
             self.crew.note()
         except QueueUnavailable as error:
             self._unavailable(error)
-
-    def _finish(self, attempt: Attempt) -> None:
-        cell = attempt.claimed.cell
-        verdict = verdicts.bounded(verdicts.judge(attempt.ending()), stalled=cell.stalled)
-        report = attempt.report or {}
-        turns = report.get("turns", attempt.turn)
-        progressed = turns > cell.turns
-        delay_s = verdicts.delay_s(
-            verdict,
-            tries_used=cell.tries_used,
-            interrupted=0 if progressed else cell.stalled + 1,
-            retry_delay_s=self.config.daemon.retry_delay_s,
-            no_space_delay_s=self.config.daemon.no_space_delay_s,
-        )
-        try:
-            self.crew.note_one(attempt)
-            status = self.queue.finish(
-                attempt.id,
-                Outcome(verdict.outcome),
-                reason_code=verdict.reason_code,
-                reason=verdict.reason,
-                evidence=verdict.evidence,
-                turns=turns,
-                output_tokens=report.get("output_tokens", attempt.output_tokens),
-                end_reason=report.get("end_reason"),
-                transcript_sha256=report.get("transcript_sha256"),
-                delay_s=delay_s,
-                load_s=attempt.server.load_s,
-                replay_s=attempt.replay_s,
-                max_rss_bytes=attempt.max_rss_bytes,
-            )
-        except StaleAttempt as error:
-            self.log.error("attempt_stale", **attempt.names(), error=str(error))
-            return
-        write = self.log.info if verdict.outcome in ("completed", "cancelled") else self.log.warning
-        write(
-            "cell_ended",
-            **attempt.names(),
-            outcome=verdict.outcome,
-            status=str(status),
-            turns=turns,
-            reason_code=verdict.reason_code,
-            reason=verdict.reason,
-            delay_s=delay_s,
-            **verdict.evidence,
-        )
 
     def _unavailable(self, error: Exception) -> None:
         """Say it once, not once a second, until the queue has taken something again."""
@@ -215,48 +212,57 @@ class Dispatcher:
             self._unavailable(error)
 
     def _admit_one(self) -> bool:
-        """Start the cell at the head of the queue, if it may; True when another one may be asked for."""
+        """Start the next cell that may begin; True when another one may be asked for."""
         if self.crew.ended or self._unstarted or self._stop.requested:
             return False  # first the queue must know what ended
-        ready = self.queue.next_ready()
-        if ready is None:
+        choice = self.planner.choose(delay_left_s=self._delay_until_s - time.monotonic())
+        if choice is None:
             self._hold("")
             return False
-        decision = admission.decide(self._view(), warm_key=ready.warm_key, threads=ready.threads)
+        decision, ready, grant = choice.decision, choice.ready, choice.grant
         if decision.kind == "let_go":
             self.crew.pool.release(decision.key, decision.why)
-        if decision.kind != "admit":
+        if ready is None or grant is None:
             self._hold(decision.why)
             return False
-        claimed = self.queue.claim(boot_id=procfs.boot_id(), daemon=f"{os.getpid()}", warm_key=ready.warm_key)
+        claimed = self.queue.claim(
+            boot_id=procfs.boot_id(),
+            daemon=f"{os.getpid()}",
+            cell_id=ready.cell_id,
+            claim_bytes=grant.claim_bytes,
+            claim_source=grant.claim.source,
+            cap_bytes=grant.cap_bytes,
+        )
         if claimed is None:
             return False
+        if decision.kind == "too_large":
+            self._cannot_fit(claimed, grant)
+            return True
+        self.planner.admitted(choice)
+        self._launch(claimed, grant)
+        return not self._unstarted
+
+    def _cannot_fit(self, claimed: Claimed, grant: Grant) -> None:
+        """Its warm server alone is more than there is: no attempt would tell us more."""
+        server, most = figures.size(grant.server_bytes), figures.size(grant.most_bytes)
+        reason = (
+            f"needs at least {server} for its warm server, the limit is {most} (the memory limit less its reserve); "
+            "give it more memory or a smaller model, then `overnight retry`"
+        )
+        self.queue.finish(claimed.attempt_id, Outcome.OVER_CAP, reason_code="too_large", reason=reason, quarantine=True)
+        self.log.warning("cell_too_large", grid=claimed.grid, cell=claimed.cell.key, reason=reason)
+        self.states.touch(claimed.grid)
+
+    def _launch(self, claimed: Claimed, grant: Grant) -> None:
         self._full = False
         self._hold("")
         self.states.touch(claimed.grid)
         try:
-            self.crew.launch(claimed)
+            self.crew.launch(claimed, grant)
         except OSError as error:
             self.log.error("warm_start_failed", error=str(error))
+            # `record` tells the queue.
             self._unstarted.append((claimed, f"its warm server could not be started: {error}"))
-            return False  # `record` tells the queue
-        return True
-
-    def _view(self) -> admission.View:
-        now = self.guardian.pressure
-        return admission.View(
-            slots=self._slots(),
-            used=sum(attempt.threads for attempt in self.crew.attempts.values()),
-            pressure=None if now is None else now.level,
-            watchdog_required=self.config.daemon.require_watchdog,
-            servers=self.crew.pool.loads(),
-            max_servers=self.config.warm.servers,
-            delay_left_s=self._delay_until_s - time.monotonic(),
-        )
-
-    def _slots(self) -> int:
-        wanted = self.config.daemon.slots
-        return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
 
     def _hold(self, why: str) -> None:
         """Remember what the head of the queue waits for; waiting for memory or for the watchdog is news."""
@@ -282,6 +288,8 @@ class Dispatcher:
             return
         self._published_s = now
         self._sequence += 1
+        self._oom.remember(now)
+        self.crew.pool.weigh()
         if self._lock.lost() and not self._stop.requested:
             self.log.critical("lock_lost", path=str(self.paths.lock))
             self._stop.requested = True  # somebody emptied var/run: leave before a second daemon works here
@@ -294,7 +302,8 @@ class Dispatcher:
             "monotonic_s": now,
             "stopping": self._stop.requested,
             "holding": self.holding,
-            "slots": self._slots(),
+            "slots": self.planner.slots(),
+            "memory": self._memory(),
             "warm": self.crew.pool.summary(),
             "running": [attempt.summary() for attempt in self.crew.attempts.values()],
         }
@@ -311,6 +320,17 @@ class Dispatcher:
         except QueueUnavailable as error:
             self._unavailable(error)
 
+    def _memory(self) -> dict[str, Any]:
+        """For `overnight status`: what bounds us, and what is claimed of it."""
+        bounds = self.planner.bounds()
+        return {
+            "limit_bytes": bounds.limit_bytes,
+            "headroom_bytes": bounds.headroom_bytes,
+            "reserve_bytes": bounds.reserve_bytes,
+            "claimed_bytes": sum(each.grant.claim_bytes for each in self.crew.attempts.values()),
+            "warm_bytes": sum(self.planner.server_bytes(each.key, each.warm) for each in self.crew.pool),
+        }
+
     def _refresh(self, now: float) -> None:
         """Registrations that changed, could not be written so far, or were removed by somebody. Raises OSError."""
         registry = self.crew.registry
@@ -320,7 +340,7 @@ class Dispatcher:
         for attempt in self.crew.attempts.values():
             if attempt.handle is None or attempt.over:
                 continue
-            told = (attempt.last_turn_s or 0.0) > attempt.registered_s
+            told = max(attempt.last_turn_s or 0.0, attempt.extended_s) > attempt.registered_s
             if told:
                 self.states.touch(attempt.grid)
             if told or registry.missing(attempt.handle.pid):

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from overnight.dispatch.admission import Load
 from overnight.dispatch.registry import Registration, Registry
+from overnight.warm import meter
 from overnight.warm.client import WarmServer
 
 
@@ -25,9 +25,6 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self._servers)
-
-    def loads(self) -> dict[str, Load]:
-        return {key: Load(len(s.attempts), s.state == "leaving") for key, s in self._servers.items()}
 
     def obtain(self, key: str, warm: dict[str, Any]) -> tuple[WarmServer, bool]:
         """The server of a model and whether it was started just now. Raises OSError when it cannot be.
@@ -46,7 +43,7 @@ class Pool:
     def loaded(self, server: WarmServer, message: dict[str, Any]) -> None:
         server.state, server.load_s = "ready", message["load_s"]
         server.shrinks, server.promise = message["shrinks"], message["promise"]
-        server.freezes = message["freezes"]
+        server.freezes, server.bytes = message["freezes"], message["bytes"]
         self._load_deaths.pop(server.key, None)
         self._log.info(
             "warm_loaded",
@@ -67,7 +64,7 @@ class Pool:
             start_ticks=server.handle.start_ticks,
             pgid=server.pid,
             role="warm",
-            engine=server.warm["engine"],
+            engine=server.warm.get("engine", "command"),
             started_s=server.started,
             shrinks=server.state == "ready",  # from then on it handles SIGUSR1
             cells=len(server.forked),
@@ -120,6 +117,12 @@ class Pool:
             if memory_wanted or now - server.idle_since >= idle_s:
                 self.release(server.key, "memory" if memory_wanted else "idle")
 
+    def weigh(self) -> None:
+        """What the loaded servers hold themselves: their model, and what their libraries have grown to."""
+        for server in self:
+            if server.state == "ready" and (held := meter.held_bytes(server.pid)) is not None:
+                server.bytes = held
+
     def summary(self) -> list[dict[str, Any]]:
         return [
             {
@@ -128,6 +131,7 @@ class Pool:
                 "state": server.state,
                 "cells": len(server.attempts),
                 "load_s": server.load_s,
+                "bytes": server.bytes,
             }
             for server in self
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from overnight.dispatch.registry import Registry
@@ -12,22 +12,26 @@ from overnight.queue.store import Queue
 
 
 def recover(
-    queue: Queue, registry: Registry, log: Any, *, grace_s: float = 5.0, beat: Callable[[], None] = lambda: None
+    queue: Queue,
+    registry: Registry,
+    log: Any,
+    *,
+    others: Iterable[tuple[int, int]] = (),
+    grace_s: float = 5.0,
+    beat: Callable[[], None] = lambda: None,
 ) -> int:
     """Under the daemon's lock: kill leftovers, forget them, put in-flight cells back. Returns how many cells.
 
-    Leftovers are what a daemon registered: what people registered by hand is left alone.
+    Leftovers are what a daemon registered, and `others` (pid, start time): what commands left behind, found by their
+    memory cgroup or environment. What people registered by hand is left alone.
 
     Leftovers are rare: cells die with their warm server and warm servers with their daemon. One that is stopped, or
     sits in an uninterruptible read, may take its time; `beat` is called while they are waited for.
 
     A registered daemon is ourselves, or one that is about to end: it no longer has the lock.
     """
-    left = [
-        handle
-        for entry in registry.ours()
-        if entry.get("role") != "daemon" and (handle := Handle.open(entry["pid"], entry["start_ticks"]))
-    ]
+    known = [(entry["pid"], entry["start_ticks"]) for entry in registry.ours() if entry.get("role") != "daemon"]
+    left = [handle for each in dict.fromkeys([*known, *others]) if (handle := Handle.open(*each)) is not None]
     for handle in left:
         log.warning("leftover_killed", pid=handle.pid)
         handle.kill()

@@ -10,7 +10,13 @@ from overnight.errors import ModelError
 
 
 def make(warm: dict[str, Any], store: str) -> Engine:
-    """The engine of a warm specification, not loaded yet. Raises ModelError for a name that is not installed."""
+    """The engine of a warm specification (empty: that of commands), not loaded yet.
+
+    Raises ModelError for a name that is not installed."""
+    if not warm:
+        from overnight.engines.commands import Commands
+
+        return Commands()
     name = warm["engine"]
     if name == "scripted":
         from overnight.engines.scripted import ScriptedEngine

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from overnight import procfs
-from overnight.cells import idle_loop
+from overnight.cells import command, idle_loop
 from overnight.cells.shrinking import Shrinker
+from overnight.dispatch import rlimits
 from overnight.engines.base import Engine
+from overnight.warm.meter import Meter
 from overnight.warm.protocol import Channel, Closed, Message
 
 OOM_SCORE_ADJ = 800
@@ -27,18 +29,22 @@ EXIT_YIELDED = 75
 
 @dataclass
 class Child:
-    """A forked child as its server sees it."""
+    """A forked child as its server sees it. cgroup_error: why it is not in its memory cgroup, "" when it is or has
+    none. cap_bytes: its cap when it was forked."""
 
     attempt: int
     pid: int
     pidfd: int
+    meter: Meter
+    cgroup_error: str
+    cap_bytes: int | None
     _gate: int = field(repr=False)
 
     def let_go(self) -> None:
-        """The registration is on disk: the child may begin."""
+        """The registration is on disk: the child may begin. It is told whether it is in its cgroup."""
         if self._gate >= 0:
             try:
-                os.write(self._gate, b"g")
+                os.write(self._gate, b"r" if self.cgroup_error else b"g")
             except OSError:
                 pass  # it died while it waited; its exit will be reaped
             self.close_gate()
@@ -50,6 +56,7 @@ class Child:
 
     def close(self) -> None:
         self.close_gate()
+        self.meter.close()
         os.close(self.pidfd)
 
 
@@ -75,7 +82,21 @@ def fork(channel: Channel, engine: Engine, message: Message, siblings: tuple[Chi
         os.close(gate_write)  # the child reads the end of its gate and leaves
         os.waitpid(pid, 0)
         raise
-    return Child(message["attempt"], pid, pidfd, gate_write)
+    cgroup = message["cgroup"]
+    error = "" if cgroup is None else _join(pid, cgroup)
+    is_command = message["spec"]["kind"] == "command"
+    meter = Meter(pid, cgroup=None if error else cgroup, tree=is_command)
+    return Child(message["attempt"], pid, pidfd, meter, error, message["cap_bytes"], gate_write)
+
+
+def _join(pid: int, cgroup: str) -> str:
+    """Put the child into its memory cgroup while it waits at its gate: what it allocates is charged there from the
+    first byte. Returns what went wrong, or ""."""
+    try:
+        (Path(cgroup) / "cgroup.procs").write_text(str(pid))
+    except OSError as error:
+        return f"{cgroup}: {error.strerror}"
+    return ""
 
 
 def _child(
@@ -91,7 +112,9 @@ def _child(
     shrinker = Shrinker() if engine.shrinks else None
     try:
         _settle(parent, gate[1], siblings, shrinker)
-        if os.read(gate[0], 1):
+        if word := os.read(gate[0], 1):
+            if word == b"r":
+                message["cgroup"] = None
             status = _run(channel, engine, message, shrinker)
     except BaseException:  # noqa: BLE001 - a child that escapes into the server's loop would be a second server
         traceback.print_exc()
@@ -124,15 +147,10 @@ def _run(channel: Channel, engine: Engine, message: Message, shrinker: Shrinker 
 
     random.seed(message["spec"]["seed"])
     try:
-        finished = idle_loop.run(
-            engine,
-            message["spec"],
-            Path(message["folder"]),
-            report=report,
-            accept_conditions=message["accept_conditions"],
-            shrinker=shrinker,
-        )
-        ending = {"outcome": "completed", "reason_code": "", "reason": "", **asdict(finished)}
+        if message["spec"]["kind"] == "command":
+            ending = _command(message, report)
+        else:
+            ending = _idle_loop(engine, message, report, shrinker)
     except Exception as error:  # noqa: BLE001 - every way to end is data for the queue
         outcome, code, reason = idle_loop.explain(error)
         if code == "exception":
@@ -143,3 +161,33 @@ def _run(channel: Channel, engine: Engine, message: Message, shrinker: Shrinker 
     except Closed:
         return EXIT_ENDED
     return {"completed": EXIT_COMPLETED, "yielded": EXIT_YIELDED}.get(ending["outcome"], EXIT_ENDED)
+
+
+def _idle_loop(engine: Engine, message: Message, report: idle_loop.Report, shrinker: Shrinker | None) -> dict[str, Any]:
+    if message["cap_bytes"] is not None and message["cgroup"] is None:
+        # An absolute limit would count the weights that were inherited.
+        rlimits.cap_data(message["cap_bytes"])
+    finished = idle_loop.run(
+        engine,
+        message["spec"],
+        Path(message["folder"]),
+        report=report,
+        accept_conditions=message["accept_conditions"],
+        shrinker=shrinker,
+    )
+    return {"outcome": "completed", "reason_code": "", "reason": "", **asdict(finished)}
+
+
+def _command(message: Message, report: idle_loop.Report) -> dict[str, Any]:
+    ending = command.run(
+        message["spec"],
+        Path(message["folder"]),
+        report=report,
+        policy=message["policy"],
+        token=message["token"],
+        number=message["number"],
+        cap_bytes=message["cap_bytes"],
+        cgroup=message["cgroup"],
+        dispatcher_pid=message["dispatcher_pid"],
+    )
+    return asdict(ending)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class WarmServer:
         self.shrinks = False
         self.freezes = True
         self.promise = ""
+        self.bytes = 0  # what it holds itself, as it said when it had loaded; the dispatcher looks again
         self.told: tuple[object, ...] | None = None  # what its registration says; None: it has none yet
         self.attempts: set[int] = set()
         self.forked: set[int] = set()  # those of them that have a process
@@ -55,9 +57,36 @@ class WarmServer:
         except protocol.Closed:
             pass  # it died at once: the dispatcher sees its exit
 
-    def fork(self, attempt: int, spec: dict[str, Any], folder: Path, *, accept_conditions: bool) -> None:
-        """Ask for a child; `forked` or `fork_failed` will answer, unless the server dies, which shows by its exit."""
-        self._tell("fork", attempt=attempt, spec=spec, folder=str(folder), accept_conditions=accept_conditions)
+    def fork(
+        self,
+        attempt: int,
+        spec: dict[str, Any],
+        folder: Path,
+        *,
+        accept_conditions: bool = False,
+        policy: Mapping[str, Any] | None = None,
+        number: int = 1,
+        token: str = "",
+        cgroup: str | None = None,
+        cap_bytes: int | None = None,
+    ) -> None:
+        """Ask for a child; `forked` or `fork_failed` will answer, unless the server dies, which shows by its exit.
+
+        cgroup: the memory cgroup that it is put into before it may allocate. cap_bytes: what it may hold beyond what
+        it inherits; without a cgroup it limits its own data. number, token: which attempt a command is told it is."""
+        self._tell(
+            "fork",
+            attempt=attempt,
+            spec=spec,
+            folder=str(folder),
+            accept_conditions=accept_conditions,
+            policy=dict(policy or {}),
+            number=number,
+            token=token,
+            cgroup=cgroup,
+            cap_bytes=cap_bytes,
+            dispatcher_pid=os.getpid(),
+        )
 
     def let_go(self, attempt: int) -> None:
         """The attempt's registration is on disk."""
@@ -108,7 +137,7 @@ class WarmServer:
             self.handle.close()
 
     def describe(self) -> str:
-        return f"{self.warm['engine']} {self.warm['source']} {self.warm['dtype']}"
+        return f"{self.warm['engine']} {self.warm['source']} {self.warm['dtype']}" if self.warm else "commands"
 
 
 def _stderr(path: Path) -> Any:

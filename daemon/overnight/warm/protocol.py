@@ -4,13 +4,15 @@ The socket is SOCK_SEQPACKET, so a packet is whole or not at all, and a child th
 without ever mixing its bytes with the server's.
 
 dispatcher -> server   load {warm, store}                 once, first
-                       fork {attempt, spec, folder, accept_conditions}
+                       fork {attempt, spec, folder, accept_conditions, policy, number, token, cgroup, cap_bytes,
+                             dispatcher_pid}              cgroup: the folder of its own memory cgroup, or null
                        go {attempt}                       the registration is on disk: the child may allocate
                        stop {}
-server -> dispatcher   loaded {load_s, promise, shrinks, freezes, threads}
+server -> dispatcher   loaded {load_s, promise, shrinks, freezes, threads, bytes}
                        refused {error}                    it cannot load; the server leaves
-                       forked {attempt, pid, start_ticks} or fork_failed {attempt, error}
-                       exited {attempt, status, max_rss_bytes}
+                       forked {attempt, pid, start_ticks, cgroup_error} or fork_failed {attempt, error}
+                       memory {attempt, bytes, peak_bytes}    what the cell holds, when that has changed
+                       exited {attempt, status, max_rss_bytes, peak_bytes}
                        trimmed {before_bytes, after_bytes}    it was asked to shrink
 child -> dispatcher    begun | resumed | replaying | first_prefill | turn | finishing | tail_cut | shrunk {attempt, ...}
                        ended {attempt, outcome, ...}      how the attempt ended, before its process leaves

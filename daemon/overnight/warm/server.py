@@ -1,6 +1,6 @@
 """A warm server: imports an engine and loads a model once, then forks one child for every cell.
 
-    load -> (a message: fork, let go, stop) | (a child ended: tell) -> again
+    load -> (a message: fork, let go, stop) | (a child ended: tell) | (time passes: weigh the children) -> again
 
 Started by the dispatcher as `python -m overnight.warm.server FD PARENT_PID`. It dies with the dispatcher, its children
 die with it: nothing is lost by that, since every finished turn is on disk.
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight import memory, procfs
+from overnight.cells import command_start, command_tree
 from overnight.engines import registry
 from overnight.engines.base import Engine
 from overnight.errors import UserError
@@ -28,6 +29,13 @@ from overnight.warm.protocol import Channel, Closed, Message
 
 OOM_SCORE_ADJ = 500
 """Above the daemon's, below a cell's: losing a warm server costs a load, losing a cell costs a turn."""
+WEIGH_S, WEIGH_CALM_S = 0.05, 0.2
+"""How often the children are weighed while one of them changes, and while none does. A prefill's spike takes longer."""
+TELL_S = 0.2
+TELL_BYTES = 1 << 20
+"""A change of so much is news to the dispatcher, so often at most."""
+NEAR_CAP = 0.6
+"""Beyond this share of its (first) cap every change is told at once: there may be room to extend it."""
 
 
 class Server:
@@ -36,6 +44,8 @@ class Server:
     def __init__(self, channel: Channel, engine: Engine) -> None:
         self._channel = channel
         self._engine = engine
+        self._weigh_s = WEIGH_S
+        self._weighed_s = self._told_s = 0.0
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel, selectors.EVENT_READ)
         self._children: dict[int, child.Child] = {}  # by attempt
@@ -43,11 +53,12 @@ class Server:
 
     def serve(self) -> None:
         while self._running:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(self._weigh_s if self._children else None):
                 if key.data is None:
                     self._obey(self._channel.receive())
                 else:
                     self._reap(key.data)
+            self._weigh()
 
     def _obey(self, message: Message | None) -> None:
         if message is None:
@@ -69,19 +80,58 @@ class Server:
             return
         self._children[born.attempt] = born
         self._selector.register(born.pidfd, selectors.EVENT_READ, born)
-        self._channel.send("forked", attempt=born.attempt, pid=born.pid, start_ticks=procfs.start_ticks(born.pid))
+        self._channel.send(
+            "forked",
+            attempt=born.attempt,
+            pid=born.pid,
+            start_ticks=procfs.start_ticks(born.pid),
+            cgroup_error=born.cgroup_error,
+        )
 
     def _reap(self, ended: child.Child) -> None:
         _, status, usage = os.wait4(ended.pid, 0)
+        if os.WIFSIGNALED(status):
+            command_tree.end_strangers({each.pid for each in self._children.values()})
         self._selector.unregister(ended.pidfd)
         ended.close()
         del self._children[ended.attempt]
-        self._channel.send("exited", attempt=ended.attempt, status=status, max_rss_bytes=usage.ru_maxrss * 1024)
+        self._channel.send(
+            "exited",
+            attempt=ended.attempt,
+            status=status,
+            max_rss_bytes=usage.ru_maxrss * 1024,
+            peak_bytes=ended.meter.peak_bytes,
+        )
+
+    def _weigh(self) -> None:
+        """Look at what the children hold, and tell what has changed: more often while something does."""
+        now = time.monotonic()
+        if not self._children or now - self._weighed_s < self._weigh_s:
+            return
+        self._weighed_s, changes = now, False
+        for each in self._children.values():
+            before = each.meter.bytes
+            changes = abs(each.meter.look() - before) > TELL_BYTES or changes
+        self._weigh_s = WEIGH_S if changes else min(WEIGH_CALM_S, self._weigh_s + 0.01)
+        due = now - self._told_s >= TELL_S
+        if due:
+            self._told_s = now
+        for each in self._children.values():
+            meter = each.meter
+            near = each.cap_bytes is not None and meter.bytes > NEAR_CAP * each.cap_bytes
+            if (due or near) and abs(meter.bytes - meter.told_bytes) > TELL_BYTES:
+                meter.told_bytes = meter.bytes
+                self._channel.offer("memory", attempt=each.attempt, bytes=meter.bytes, peak_bytes=meter.peak_bytes)
 
 
 def load(channel: Channel, message: Message) -> Engine | None:
     """Load what the first message asks for; None after a refusal."""
     began = time.monotonic()
+    if message["warm"]:
+        os.environ.update(ENVIRONMENT)
+    else:
+        # Commands keep the environment as it is; who survives his runner becomes our child, and is ended.
+        command_start.adopt_orphans()
     try:
         engine = registry.make(message["warm"], message["store"])
         engine.load()
@@ -108,6 +158,7 @@ def load(channel: Channel, message: Message) -> Engine | None:
         shrinks=engine.shrinks,
         freezes=engine.freezes,
         threads=threads,
+        bytes=memory.anonymous_bytes(),
     )
     return engine
 
@@ -146,7 +197,6 @@ def _settle(parent: int) -> None:
         Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE_ADJ))
     except OSError:
         pass
-    os.environ.update(ENVIRONMENT)
 
 
 ENVIRONMENT: dict[str, Any] = {

@@ -1,0 +1,245 @@
+"""What may begin next, with which claim and cap: gathers what the pure parts (`claims`, `admission`) look at.
+
+limit      what bounds us: the watchdog's word, else what we find ourselves
+claim      what a cell is expected to need, from its peaks so far, a hint, a prediction
+choose     the next cell, if any may begin
+extensions running cells that near their cap while there is room
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from overnight.config import Config
+from overnight.dispatch import admission, claims, predict
+from overnight.dispatch.admission import EXTEND_FROM, Decision, Passed, Running, Server, View, Wanted
+from overnight.dispatch.attempt import Attempt, Grant
+from overnight.dispatch.claims import Claim
+from overnight.dispatch.crew import Crew
+from overnight.dispatch.guardian import Guardian
+from overnight.engines.model_sizes import memory_limit_bytes
+from overnight.paths import Paths
+from overnight.queue.store import Queue, Ready
+from overnight.warm import meter
+from overnight.warm.client import WarmServer
+
+WINDOW = 64
+"""So many ready cells are looked at behind one that has to wait."""
+_RESERVE_SHARE, _RESERVE_OF_BYTES = 0.20, 64 * 2**30
+"""Without a watchdog's word: what its `hold` would keep free with its own defaults."""
+_LIMIT_AGE_S = 10.0
+_NEAR_LEARNED = 0.98
+_KNOWN_MOST = 4096
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """limit_bytes: of everything. headroom_bytes: what is left of it now, None when nobody measures. reserve_bytes:
+    what admission keeps free."""
+
+    limit_bytes: int
+    headroom_bytes: int | None
+    reserve_bytes: int
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to do now: the decision, and for an admitted cell what it begins with."""
+
+    decision: Decision
+    ready: Ready | None = None
+    grant: Grant | None = None
+    wanted: Sequence[Wanted] = ()
+
+
+class Planner:
+    """One a dispatcher. Reads the queue, never changes it."""
+
+    def __init__(self, paths: Paths, config: Config, queue: Queue, crew: Crew, guardian: Guardian) -> None:
+        self._paths, self._config, self._queue = paths, config, queue
+        self._crew, self._guardian = crew, guardian
+        self._learned: dict[str, tuple[Any, Any]] = {}
+        self._predicted: dict[str, int | None] = {}
+        self._servers: dict[str, int] = {}
+        self._own_limit: tuple[float, int] = (float("-inf"), 0)
+        self._passed = Passed()
+        self._head: Wanted | None = None
+        self._base: tuple[float, int] = (float("-inf"), 0)
+
+    # -- limit ------------------------------------------------------------------------------------------------
+
+    def bounds(self) -> Bounds:
+        told, memory = self._guardian.pressure, self._config.memory
+        limit = self._found_limit() if told is None else told.limit_bytes
+        hold = None if told is None else told.hold_bytes
+        reserve = int(_RESERVE_SHARE * min(limit, _RESERVE_OF_BYTES)) if hold is None else hold
+        return Bounds(limit, None if told is None else told.headroom_bytes, max(reserve, memory.reserve or 0))
+
+    def _found_limit(self) -> int:
+        at_s, limit = self._own_limit
+        if time.monotonic() - at_s > _LIMIT_AGE_S:
+            limit = min(memory_limit_bytes(), self._config.memory.budget or 2**62)
+            self._own_limit = (time.monotonic(), limit)
+        return limit
+
+    def _base_bytes(self) -> int:
+        """What daemon and watchdog hold themselves."""
+        at_s, held = self._base
+        if time.monotonic() - at_s > _LIMIT_AGE_S:
+            told = self._guardian.pressure
+            pids = [os.getpid(), *([] if told is None or told.pid is None else [told.pid])]
+            held = sum(meter.held_bytes(pid) or 0 for pid in pids)
+            self._base = (time.monotonic(), held)
+        return held
+
+    def slots(self) -> int:
+        wanted = self._config.daemon.slots
+        return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
+
+    # -- claim ------------------------------------------------------------------------------------------------
+
+    def claim(self, ready: Ready, most_bytes: int) -> Claim:
+        kind, family = claims.kind(ready.spec), claims.family(ready.spec)
+        if kind not in self._learned:
+            _make_room(self._learned)
+            self._learned[kind] = (self._queue.peaks(kind), self._queue.family_peaks(family))
+        if kind not in self._predicted:
+            _make_room(self._predicted)
+            self._predicted[kind] = predict.cell_bytes(ready.spec, self._paths.models)
+        peaks, family_peaks = self._learned[kind]
+        return claims.claim(
+            peaks,
+            family_peaks,
+            raised=ready.claim_bytes,
+            hint=ready.policy.get("memory_bytes"),
+            predicted=self._predicted[kind],
+            prior=self._config.memory.prior,
+            most=most_bytes,
+        )
+
+    def forget(self) -> None:
+        """A peak was learned: claims are drawn from the queue again."""
+        self._learned.clear()
+
+    def server_bytes(self, warm_key: str, warm: dict[str, Any]) -> int:
+        """What a warm server costs: what it holds once it has loaded, else what is predicted."""
+        server = next((each for each in self._crew.pool if each.key == warm_key), None)
+        if server is not None and server.state == "ready" and server.bytes:
+            self._servers[warm_key] = server.bytes
+        if warm_key not in self._servers:
+            _make_room(self._servers)
+            self._servers[warm_key] = predict.server_bytes(warm, self._paths.models)
+        return self._servers[warm_key]
+
+    # -- choose -----------------------------------------------------------------------------------------------
+
+    def choose(self, *, delay_left_s: float) -> Choice | None:
+        """What to do about the cells that are ready; None when none is."""
+        window = self._queue.next_ready_many(1)
+        if not window:
+            self._head = None
+            return None
+        view = self.view(delay_left_s)
+        choice = self._decide(view, window)
+        if choice.decision.kind in ("wait", "let_go") and choice.decision.why in admission.PASSABLE:
+            window = self._queue.next_ready_many(WINDOW)
+            if len(window) > 1:
+                choice = self._decide(view, window)
+        return choice
+
+    def admitted(self, choice: Choice) -> None:
+        """That cell has begun; whoever stood before it was passed by once more."""
+        self._passed.admitted(choice.wanted, choice.decision.index, time.monotonic())
+
+    def _decide(self, view: View, window: list[Ready]) -> Choice:
+        found = [self.claim(ready, view.most_bytes) for ready in window]
+        wanted = [
+            Wanted(
+                cell_id=ready.cell_id,
+                warm_key=ready.warm_key,
+                threads=ready.threads,
+                claim_bytes=claim.bytes,
+                server_bytes=self.server_bytes(ready.warm_key, ready.warm),
+                alone=ready.alone,
+            )
+            for ready, claim in zip(window, found, strict=True)
+        ]
+        self._head = wanted[0]
+        view = self._passed.see(view, wanted, time.monotonic())
+        decision = admission.decide(view, wanted)
+        if decision.kind not in ("admit", "too_large"):
+            return Choice(decision)
+        ready, claim = window[decision.index], found[decision.index]
+        return Choice(decision, ready, self._grant(view, ready, claim, wanted[decision.index], decision), wanted)
+
+    def _grant(self, view: View, ready: Ready, claim: Claim, wanted: Wanted, decision: Decision) -> Grant:
+        capped = self._config.memory.caps and ready.policy.get("cap", "auto") != "none"
+        return Grant(
+            claim,
+            claim_bytes=min(claim.bytes, decision.cap_bytes),
+            cap_bytes=min(claim.bytes, decision.cap_bytes) if capped else None,
+            alone=decision.alone,
+            server_bytes=view.server_bytes(wanted),
+            most_bytes=view.most_bytes,
+        )
+
+    def view(self, delay_left_s: float = 0.0) -> View:
+        now, bounds = self._guardian.pressure, self.bounds()
+        return View(
+            slots=self.slots(),
+            pressure=None if now is None else now.level,
+            watchdog_required=self._config.daemon.require_watchdog,
+            limit_bytes=bounds.limit_bytes,
+            headroom_bytes=bounds.headroom_bytes,
+            reserve_bytes=bounds.reserve_bytes,
+            running=tuple(_running(attempt) for attempt in self._crew.attempts.values()),
+            servers={server.key: self._server(server) for server in self._crew.pool},
+            max_servers=self._config.warm.servers,
+            delay_left_s=delay_left_s,
+            base_bytes=self._base_bytes(),
+        )
+
+    def _server(self, server: WarmServer) -> Server:
+        return Server(
+            cells=len(server.attempts),
+            leaving=server.state == "leaving",
+            loading=server.state == "loading",
+            claim_bytes=self.server_bytes(server.key, server.warm),
+            used_bytes=server.bytes or None,
+            model=bool(server.warm),
+        )
+
+    # -- extensions -------------------------------------------------------------------------------------------
+
+    def extensions(self) -> Iterator[tuple[Attempt, int]]:
+        """Running cells that hold most of their claim, and the larger one that there is room for."""
+        for index, attempt in enumerate(tuple(self._crew.attempts.values())):
+            grant = attempt.grant
+            # What was learned is a peak and a little more: a cell at its peak is no news.
+            near = _NEAR_LEARNED if grant.claim.source == "learned" else EXTEND_FROM
+            if attempt.bytes < near * grant.claim_bytes or attempt.over or attempt.intent:
+                continue
+            heads = [] if self._head is None else [self._head]
+            view = self._passed.see(self.view(), heads, time.monotonic())
+            larger = admission.extension(view, index, attempt.bytes, self._head)
+            if larger is not None and larger > attempt.grant.claim_bytes:
+                yield attempt, larger
+
+
+def _running(attempt: Attempt) -> Running:
+    return Running(
+        claim_bytes=max(attempt.grant.claim_bytes, attempt.bytes),
+        used_bytes=attempt.bytes,
+        warm_key=attempt.server.key,
+        threads=attempt.threads,
+        alone=attempt.grant.alone,
+    )
+
+
+def _make_room(cache: dict[str, Any]) -> None:
+    if len(cache) >= _KNOWN_MOST:
+        cache.clear()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 PROC = Path("/proc")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _MOST_BYTES = 16384
 _KERNEL_BYTES = 64 * 2**20
 """v1 does not tell which kernel memory could be reclaimed. Up to this much of it is counted whole; beyond, a walk over
@@ -29,12 +30,14 @@ class CgroupMemory:
         self.folder = os.fspath(folder)
         self._proc = proc_root
         self._version = version_of(folder)
+        self._refaulted_bytes: int | None = None
         self._stat = _File(f"{self.folder}/memory.stat")
         self._kernel = _File(f"{self.folder}/memory.kmem.usage_in_bytes")
 
     def read(self) -> int | None:
         """Bytes; None when the cgroup is gone, or says nothing."""
         stat = self._stat.read()
+        self._refaulted_bytes = refaulted(stat, self._version)
         if self._version == 2:
             return held2(stat)
         kernel = number(self._kernel.read()) or 0
@@ -42,6 +45,11 @@ class CgroupMemory:
             pinned = pinned_kernel_bytes(_small(self._proc / "meminfo"))
             kernel = kernel if pinned is None else max(_KERNEL_BYTES, min(kernel, pinned))
         return held1(stat, kernel)
+
+    def refaulted_bytes(self) -> int | None:
+        """What had come back soon after it was thrown out, at the last `read`, since the cgroup was made; None where
+        the kernel does not count it."""
+        return self._refaulted_bytes
 
     def close(self) -> None:
         self._stat.close()
@@ -69,6 +77,14 @@ def held2(stat: bytes) -> int | None:
     else:
         kernel = sum(field(stat, part) or 0 for part in _KERNEL_PARTS)
     return anonymous + (field(stat, b"shmem") or 0) + kernel + (field(stat, b"sock") or 0)
+
+
+def refaulted(stat: bytes, version: Literal[1, 2]) -> int | None:
+    """Bytes of memory.stat's refaults, children included; before Linux 5.9 a v1 cgroup has none, v2 one for both."""
+    total = b"total_" if version == 1 else b""
+    found = [field(stat, total + b"workingset_refault" + kind) for kind in (b"_file", b"_anon", b"")]
+    counted = [pages for pages in found if pages is not None]
+    return sum(counted) * PAGE_BYTES if counted else None
 
 
 def pinned_kernel_bytes(meminfo: bytes) -> int | None:

@@ -58,7 +58,7 @@ class MemoryConfig(_Section):
     budget: Bytes | None = None
     reserve: Bytes | None = None
     prior: Bytes = 512 * 2**20
-    caps: bool = True
+    caps: Literal["auto", "rlimit", "none"] = "auto"
 
 
 class Config(_Section):

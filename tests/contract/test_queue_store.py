@@ -210,12 +210,12 @@ def test_a_plan_that_breaks_off_adds_nothing(queue: Queue) -> None:
 # -- claim and finish ----------------------------------------------------------------------------------------
 
 
-def test_claims_go_by_not_before_then_id(queue: Queue, clock: Clock) -> None:
+def test_who_has_waited_out_a_delay_is_claimed_before_fresh_ones(queue: Queue, clock: Clock) -> None:
     submit(queue, count=4)
     run_one(queue, Outcome.FAILED, delay_s=20)
     run_one(queue, Outcome.FAILED, delay_s=10)
     clock.step(30)
-    assert [take(queue).cell.id for _ in range(4)] == [3, 4, 2, 1]
+    assert [take(queue).cell.id for _ in range(4)] == [2, 1, 3, 4]
     assert queue.claim(boot_id="boot", daemon="d1") is None
 
 

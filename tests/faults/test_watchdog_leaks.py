@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,6 +125,42 @@ def test_a_command_cells_whole_tree_counts_as_one(arena: Make) -> None:
     assert tree.status() != 0
     hold_on(bystander.alive, 1.0, made.acts)
     assert set(made.cgroup.pids()) == {bystander.pid, made.watchdog and made.watchdog.pid}
+
+
+def test_what_a_command_keeps_in_shm_is_its_own_and_the_server_of_commands_is_no_victim(arena: Make) -> None:
+    """No process shows it; the server of commands would free more than that, and take the bystander with it."""
+    made = arena(LIMIT)
+    given: dict[str, Any] = {"role": "command", "exact": False, "engine": "command", "freezes": False}
+    server = made.leak("plateau", 40 * MIB, role="warm", engine="command", cells=1, cell="server", freezes=False)
+    bystander = made.leak("plateau", 100 * MIB, cell="bystander", **given)
+    own = made.cgroup.folder / "cell-1"
+    own.mkdir()
+    if not (own / "memory.stat").exists():
+        own.rmdir()
+        pytest.skip("a v2 cgroup with processes in it has no memory controller for those below it")
+    hog = made.leak("shm", 100, cell="hog", cgroup=str(own), last_turn_s=time.monotonic() - 300.0, **given)
+    try:
+        (own / "cgroup.procs").write_text(str(hog.pid))
+        made.watch()
+        for each in (server, bystander, hog):
+            each.go()
+        hog.wait(60.0)
+        hold_on(lambda: server.alive() and bystander.alive(), 1.0, made.acts)
+        assert {record["cell"] for record in made.verdicts()} == {"hog"}
+        assert made.verdicts()[0]["own_bytes"] > 200 * MIB
+        assert made.cgroup.oom_kills() == 0
+    finally:
+        hog.end()
+        until(lambda: removed(own), what="an empty cgroup")
+
+
+def removed(folder: Path) -> bool:
+    """Those who have just died are counted a moment longer."""
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def test_one_that_does_not_leave_when_asked_is_killed(arena: Make) -> None:

@@ -8,6 +8,7 @@
     files BYTES [--keep]          writes files of 32 MiB, fsynced, until that much is written; they vanish with it
     thrash FILE                   maps FILE and reads blocks of it at random, as mapped weights would be
     tree RATE_MIB_S               a parent whose grandchild ramps
+    shm RATE_MIB_S                as ramp, in a file of a tmpfs that nobody maps; it vanishes with it
 
 It prints `ready PID` (of the one that will grow) once the prefill is there, and grows when it has read a line from
 stdin; so whoever started it can register it first. `files` prints `done`; end of file at the gate ends it.
@@ -113,6 +114,20 @@ class Memory:
             segment.close()
         self._segments.clear()
         self._room = self.held_bytes = 0
+
+
+class Unmapped(Memory):
+    """A file in memory, as in /dev/shm: no process shows it as its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._file = os.memfd_create("leak")
+
+    def grow(self, count: int) -> None:
+        while count > 0:
+            written = os.write(self._file, SOURCE[:count])
+            self.held_bytes += written
+            count -= written
 
 
 class Leak:
@@ -240,7 +255,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--on-term", type=float)
     made.add_argument("--gives-back", action="store_true")
     kinds = made.add_subparsers(dest="kind", required=True)
-    kinds.add_parser("ramp").add_argument("rate", type=float)
+    for kind in ("ramp", "shm"):
+        kinds.add_parser(kind).add_argument("rate", type=float)
     sawtooth = kinds.add_parser("sawtooth")
     sawtooth.add_argument("percent", type=float)
     sawtooth.add_argument("period", type=float)
@@ -264,7 +280,9 @@ def main() -> None:
         sys.exit(tree(asked.rate, asked.depth))
     leak = Leak(asked)
     leak.gate()
-    if asked.kind == "ramp":
+    if asked.kind == "shm":
+        leak.memory = Unmapped()
+    if asked.kind in ("ramp", "shm"):
         leak.ramp(asked.rate)
     elif asked.kind == "sawtooth":
         leak.sawtooth(asked.percent, asked.period, asked.limit)

@@ -72,14 +72,14 @@ class ModelQueue:
     def heads(self, now: float, *, only: str | None = None, exclude: Collection[str] = ()) -> list[int]:
         """All cells that may be claimed, in that order."""
         ready = [
-            (cell.not_before, number)
+            (cell.not_before == 0, cell.not_before, number)
             for number, cell in self.cells.items()
             if cell.status is Status.PENDING
             and cell.not_before <= now
             and cell.model not in exclude
             and only in (None, cell.model)
         ]
-        return [number for _, number in sorted(ready)]
+        return [number for _, _, number in sorted(ready)]
 
     def claim(self, number: int, attempt: int) -> None:
         cell = self.cells[number]

@@ -130,11 +130,11 @@ def test_nothing_is_left_of_a_daemon_that_was_killed(home: Home) -> None:
     assert {line["outcome"] for line in home.json("show", "command")["attempts"]} == {"lost", "completed"}
 
 
-@pytest.mark.parametrize("caps", [pytest.param("true", marks=pytest.mark.root), "false"])
+@pytest.mark.parametrize("caps", [pytest.param("auto", marks=pytest.mark.root), "rlimit"])
 def test_a_runner_that_is_killed_takes_its_whole_tree_with_it(home: Home, caps: str) -> None:
     """With a cgroup of the cell's own its members are found; without one they become its warm server's children."""
     with home.paths.config.open("a") as settings:
-        settings.write(f"caps = {caps}\n")
+        settings.write(f"caps = '{caps}'\n")
     submit(home, python(ASIDE.replace("{cwd}", str(home.paths.home))))
     home.start()
     log = home.paths.cell_results("sweep", "command") / "stdout.log"
@@ -148,7 +148,7 @@ def test_a_runner_that_is_killed_takes_its_whole_tree_with_it(home: Home, caps: 
     assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
     first = home.json("show", "command")["attempts"][0]
     assert first["outcome"] == "lost"
-    assert first["evidence"]["confidence"] == ("certain" if caps == "true" else "inferred")
+    assert first["evidence"]["confidence"] == ("certain" if caps == "auto" else "inferred")
     assert leftovers.find(leftovers.token(home.paths.home)) == []
 
 
@@ -176,3 +176,32 @@ def test_a_command_with_checkpoints_goes_on_after_an_orderly_stop(home: Home) ->
     cell = wait_ended(home)["command"]
     assert (cell["status"], cell["attempts"], cell["tries_used"]) == ("done", 2, 0)
     assert "from 0" not in log.read_text().splitlines()[1]
+
+
+HIDES_ITS_DEATH = """
+import mmap, os, subprocess, sys
+worker = "import mmap; mmap.mmap(-1, 300 << 20, flags=2 | 32 | 0x8000)"
+subprocess.run([sys.executable, "-S", "-E", "-c", worker])
+print("fine")
+"""
+
+
+@pytest.mark.root
+def test_a_worker_that_met_the_cap_is_not_hidden_by_an_exit_status_of_0(home: Home) -> None:
+    submit(home, python(HIDES_ITS_DEATH), "--memory", "100MiB")
+    home.start()
+    cell = wait_ended(home)["command"]
+    attempts = home.json("show", "command")["attempts"]
+    assert cell["status"] == "done"
+    assert [attempt["outcome"] for attempt in attempts] == ["over_cap"] * (len(attempts) - 1) + ["completed"]
+    assert len(attempts) > 1
+    assert attempts[0]["evidence"]["confidence"] == "inferred"
+    assert "as if nothing had happened" in attempts[0]["reason"]
+    assert attempts[-1]["peak_bytes"] > 0
+
+
+def test_one_that_always_kills_itself_fails_in_the_end(home: Home) -> None:
+    submit(home, "sh -c 'kill -9 $$'", "--tries", "1")
+    home.start()
+    cell = wait_ended(home)["command"]
+    assert (cell["status"], cell["reason_code"], cell["attempts"]) == ("failed", "killed_repeated", 5)

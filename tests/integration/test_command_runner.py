@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.command_cell import PYTHON, Run, python, runs
+from helpers.command_cell import PYTHON, CommandCell, Run, python, runs
 from helpers.waiting import until
 from overnight import procfs
 from overnight.cells import command
@@ -248,6 +248,75 @@ def test_a_watchdog_that_tells_everybody_is_not_repeated(run: Run, tmp_path: Pat
         ending = cell.ended()
         watchdog.kill()
     assert ending.outcome == "terminated"
+    assert cell.said().count("told") == 1
+
+
+TICKS = """
+import os, signal, time
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, b'told'), os._exit(75)))
+os.write(1, b'ready ')
+while True:
+    os.write(1, b'.')
+    time.sleep(0.01)
+"""
+
+
+def frozen(cell: CommandCell) -> list[int]:
+    """Stop them all as the watchdog does: the runner first."""
+    pids = [cell.pid, *cell.tree()]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    until(lambda: all(procfs.stopped(pid) for pid in pids))
+    return pids
+
+
+def test_when_the_runner_goes_on_so_does_its_tree(run: Run) -> None:
+    cell = run(["sh", "-c", '"$@" & wait', "sh", *python(TICKS)])
+    until(lambda: "ready" in cell.said())
+    pids = frozen(cell)
+    assert len(pids) == 3
+    cell.signal(signal.SIGCONT)
+    until(lambda: not any(procfs.stopped(pid) for pid in pids), 5)
+    said = cell.said()
+    until(lambda: len(cell.said()) > len(said))
+
+
+def test_whom_a_command_stops_itself_stays_stopped(run: Run) -> None:
+    """A shell with job control does that: the runner continues nobody of its own accord, whatever else it hears."""
+    cell = run("sleep 100 & kill -STOP $!; for i in 1 2 3 4 5; do sleep 0.02; done; echo ready; sleep 100")
+    until(lambda: "ready" in cell.said())
+    assert len([pid for pid in cell.tree() if procfs.stopped(pid)]) == 1
+
+
+def test_a_frozen_tree_that_a_watchdog_takes_out_is_told_before_it_goes_on(run: Run) -> None:
+    """SIGTERM to all, then SIGCONT to all, the runner first; the runner's own SIGCONT comes on top of that."""
+    cell = run(python(TICKS))
+    until(lambda: "ready" in cell.said())
+    pids = frozen(cell)
+    said = cell.said()
+    program = (
+        "import os, signal, sys, time\n"
+        "for number in (signal.SIGTERM, signal.SIGCONT):\n"
+        "    for pid in sys.argv[1:-1]: os.kill(int(pid), number)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([*PYTHON, program, *map(str, pids), "overnight_watchdog"]) as watchdog:
+        ending = cell.ended()
+        watchdog.kill()
+    assert ending.outcome == "yielded"
+    assert cell.said().endswith("told")
+    assert cell.said().count("told") == 1
+    assert len(cell.said()) - len(said) < 100
+
+
+def test_a_frozen_tree_that_the_dispatcher_asks_to_leave_leaves(run: Run) -> None:
+    """It signals the runner alone: SIGTERM, then SIGCONT."""
+    cell = run(python(TICKS))
+    until(lambda: "ready" in cell.said())
+    frozen(cell)
+    cell.signal(signal.SIGTERM)
+    cell.signal(signal.SIGCONT)
+    assert cell.ended().outcome == "yielded"
     assert cell.said().count("told") == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from helpers.home import Home, environment
 from helpers.verdict_ring import verdict, write_ring
 from helpers.waiting import until
 from overnight import procfs
+from overnight.cells.command_tree import descendants
 from overnight.dispatch import budget_cgroup, records
 from overnight.dispatch.beat import BEAT_BYTES
 from overnight.dispatch.signals import Handle
@@ -90,6 +92,76 @@ def test_a_frozen_cell_outlives_its_watchdog_and_ends_with_the_same_bytes(
     assert home.transcripts() == undisturbed
     assert home.log("cells_thawed")[0]["cells"] == [f"night/{KEY}"]
     assert {cell["attempts"] for cell in home.cells()} == {1}
+
+
+WORKS = """
+import os, subprocess, sys, time
+child = subprocess.Popen(["sleep", "600"])
+for step in range(30):
+    print(step, flush=True)
+    time.sleep(0.05)
+child.kill()
+"""
+
+
+def running_command(home: Home) -> tuple[Handle, Path]:
+    """The one command's runner, once it works, and its stdout. It takes 1.5 s, and has no more than 4 s."""
+    program = f"{sys.executable} -S -E -c {shlex.quote(WORKS)}"
+    home("submit", "--command", program, "--name", "work", "--timeout", "4s", "--tries", "1", cwd=home.paths.home)
+    home.start()
+    log = home.paths.cell_results("work", "command") / "stdout.log"
+    until(lambda: log.exists() and "2" in log.read_text())
+    (runner,) = until(lambda: home.registered("command"))
+    return runner, log
+
+
+def freeze_tree(runner: Handle) -> list[int]:
+    """As the watchdog does: the runner first, then everybody below it."""
+    pids = [runner.pid, *(member.pid for member in descendants(runner.pid))]
+    assert len(pids) == 3
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    until(lambda: all(procfs.stopped(pid) for pid in pids))
+    return pids
+
+
+def worked_on(home: Home, log: Path) -> None:
+    """It has run to its end, in its first attempt, within its time limit."""
+    home.wait_done()
+    assert home.cells()[0]["attempts"] == 1
+    assert log.read_text().split() == [str(step) for step in range(30)]
+    assert home.log("cells_thawed")[0]["cells"] == ["work/command"]
+
+
+def test_without_a_watchdog_a_frozen_command_runs_again_within_seconds(home: Home) -> None:
+    runner, log = running_command(home)
+    pids = freeze_tree(runner)
+    until(lambda: not any(procfs.stopped(pid) for pid in pids), 5.0)
+    worked_on(home, log)
+
+
+def test_without_a_watchdog_a_frozen_commands_time_limit_waits(home: Home) -> None:
+    """The daemon stands still as well (a locked queue, a machine that stalls), so the freeze lasts beyond the limit."""
+    runner, log = running_command(home)
+    daemon = json.loads(home.paths.daemon_state.read_bytes())["pid"]
+    os.kill(daemon, signal.SIGSTOP)
+    pids = freeze_tree(runner)
+    time.sleep(4.5)
+    assert all(procfs.stopped(pid) for pid in pids)
+    os.kill(daemon, signal.SIGCONT)
+    until(lambda: not any(procfs.stopped(pid) for pid in pids), 5.0)
+    worked_on(home, log)
+
+
+def test_a_command_that_outlives_its_watchdog_has_its_whole_time(home: Home) -> None:
+    runner, log = running_command(home)
+    with watched(home, frozen=1, level="freeze") as watchdog:
+        pids = freeze_tree(runner)
+        time.sleep(4.5)
+        assert all(procfs.stopped(pid) for pid in pids), "a living watchdog's freeze is its own business"
+        watchdog.kill()
+        until(lambda: not any(procfs.stopped(pid) for pid in pids), 5.0)
+    worked_on(home, log)
 
 
 def test_an_eviction_is_told_in_a_sentence_and_costs_no_try(home: Home, undisturbed: dict[str, bytes]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -35,23 +37,24 @@ def ended(home: Home, deadline_s: float = 60.0) -> dict[str, dict[str, Any]]:
     return {f"{cell['grid']}/{cell['key']}": cell for cell in home.cells()}
 
 
-GROWS: dict[str, Any] = {
+SPIKES: dict[str, Any] = {
     "scaffolds": [1],
-    "limits": {"max_iterations": 8},
-    "options": {"delay_s": 0, "grow_bytes": 40 * MIB},
+    "limits": {"max_iterations": 4},
+    "options": {"delay_s": 0.02, "spike_at_turn": 3, "spike_bytes": 700 * MIB},
 }
+"""It comes at once: there is no time to extend a claim."""
 
 
 @pytest.mark.root
 def test_one_that_needs_more_than_its_claim_goes_on_at_its_last_turn_with_a_larger_one(
     make_home: Callable[..., Home],
 ) -> None:
-    calm = make_home("calm", settings="[memory]\ncaps = false\n")
-    calm.submit(**GROWS)
+    calm = make_home("calm", settings="[memory]\ncaps = 'none'\n")
+    calm.submit(**SPIKES)
     calm.start()
     calm.wait_done()
     home = make_home("capped")
-    home.submit(**GROWS, memory="100MiB")
+    home.submit(**SPIKES, memory="100MiB")
     home.start()
     (cell,) = ended(home).values()
     assert cell["status"] == "done"
@@ -63,8 +66,7 @@ def test_one_that_needs_more_than_its_claim_goes_on_at_its_last_turn_with_a_larg
         assert after["claim_bytes"] >= 1.5 * before["claim_bytes"]
         assert before["evidence"]["confidence"] == "certain"
         assert "at its own cap" in before["reason"]
-    assert all(line["turn"] > 0 for line in home.log("cell_resumed"))
-    assert home.log("cell_resumed"), "it was continued, not started again"
+    assert [line["turn"] for line in home.log("cell_resumed")] == [2] * (len(attempts) - 1), "nothing is done again"
     assert cell["tries_used"] == 0
 
 
@@ -84,6 +86,48 @@ def test_one_that_is_larger_than_the_limit_is_quarantined_with_the_figure_and_it
     assert "the limit is " in hog["reason"]
     largest = max(attempt["cap_bytes"] for attempt in home.json("show", "hog/baseline_script_run1")["attempts"])
     assert 0.6 * 400 * MIB < largest < 0.8 * 400 * MIB, "it was tried with all that there is but the reserve"
+
+
+READS = """
+import mmap, resource, sys, time
+with open(sys.argv[1], "rb") as file:
+    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+began, passes, calm = time.monotonic(), 0, 0
+while calm < 20 and time.monotonic() < began + 40:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+    mapped[::mmap.PAGESIZE]
+    waited = resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before
+    passes, calm = passes + 1, 0 if waited else calm + 1
+print('{"passes": %d, "calm": %d}' % (passes, calm))
+"""
+"""A file is mapped and read until 20 passes in a row had not to wait for the disk."""
+
+
+@pytest.mark.root
+def test_one_that_reads_more_than_its_cap_again_and_again_gets_a_larger_cap_and_no_larger_claim(
+    make_home: Callable[..., Home], tmp_path: Path
+) -> None:
+    program, data = tmp_path / "reads.py", tmp_path / "data"
+    program.write_text(READS)
+    with data.open("wb", buffering=0) as file:
+        for _ in range(200):
+            file.write(b"x" * MIB)
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # to be charged to the cell
+    home = make_home("h", settings="[memory]\nbudget = '1GiB'\n")
+    command = f"{sys.executable} -S -E {program} {data}"
+    home("submit", "--command", command, "--axis", "seed=1", "--name", "reads", "--cwd", "/", "--memory", "24MiB")
+    home.start()
+    (cell,) = ended(home).values()
+    assert cell["status"] == "done", cell
+    (attempt,) = home.json("show", cell["key"])["attempts"]
+    loosened = home.log("cap_loosened")
+    assert loosened, "it waited for the disk all the time"
+    assert all(line["refault_bytes_per_s"] > 4 * MIB for line in loosened)
+    assert loosened[-1]["cap_bytes"] == attempt["cap_bytes"] > 200 * MIB
+    assert attempt["claim_bytes"] == 24 * MIB
+    (result,) = (json.loads(path.read_bytes()) for path in home.paths.results.glob("*/*/result.json"))
+    assert result["result"]["calm"] == 20, result
 
 
 PLATEAU = (

@@ -24,7 +24,7 @@ from overnight.paths import Paths
 pytestmark = pytest.mark.alone
 
 MIB = 2**20
-UNCAPPED = "[memory]\nbudget = '400MiB'\nprior = '16MiB'\ncaps = false\n"
+UNCAPPED = "[memory]\nbudget = '400MiB'\nprior = '16MiB'\ncaps = 'none'\n"
 LEAKY = {"delay_s": 0.08, "grow_bytes": 12 * MIB, "cache_bytes": 6 * MIB}
 MODEL = "smollm2-135m-instruct"
 REAL = [{"name": "135m", "engine": "transformers", "source": MODEL, "sampling": {"temperature": 1.0, "top_p": 0.98}}]

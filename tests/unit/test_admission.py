@@ -195,15 +195,15 @@ def test_who_passes_the_head(view: View, wanted: list[Wanted], decision: Decisio
     ("view", "used", "extended"),
     [
         (BUSY, 79, None),
-        (BUSY, 80, 150),
-        (BUSY, 100, 150),
-        (replace(BUSY, running=(running(100), running(570))), 90, 130),  # what is left
+        (BUSY, 80, 125),
+        (BUSY, 100, 125),
+        (replace(BUSY, running=(running(100), running(580))), 90, 120),  # what is left
         (replace(BUSY, running=(running(100), running(600))), 90, None),
-        (replace(BUSY, headroom_bytes=140 * MIB), 90, 140),
+        (replace(BUSY, headroom_bytes=110 * MIB), 90, 110),
         (replace(BUSY, pressure="hold"), 90, None),
         (replace(BUSY, pressure=None), 90, None),
-        (replace(BUSY, delay_left_s=5.0), 90, 150),
-        (replace(BUSY, running=(running(100, alone=True),)), 90, 150),
+        (replace(BUSY, delay_left_s=5.0), 90, 125),
+        (replace(BUSY, running=(running(100, alone=True),)), 90, 125),
     ],
 )
 def test_a_growing_cell_is_given_more(view: View, used: int, extended: int | None) -> None:
@@ -212,7 +212,7 @@ def test_a_growing_cell_is_given_more(view: View, used: int, extended: int | Non
 
 def test_the_room_of_a_head_that_was_passed_too_often_is_its_own() -> None:
     head = replace(CELL, claim_bytes=580 * MIB)
-    assert extension(BUSY, 0, 90 * MIB, head) == 150 * MIB
+    assert extension(BUSY, 0, 90 * MIB, head) == 125 * MIB
     assert extension(replace(BUSY, passed=BACKFILL_MOST), 0, 90 * MIB, head) == 120 * MIB
     assert extension(replace(BUSY, passed=BACKFILL_MOST), 0, 90 * MIB, replace(head, claim_bytes=600 * MIB)) is None
 

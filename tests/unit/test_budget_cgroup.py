@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -177,6 +178,9 @@ def test_the_name_is_the_homes_and_stays(tmp_path: Path) -> None:
     assert name_of(HOME) == name_of(Path("/srv/night"))
     assert name_of(HOME) != name_of(tmp_path)
     assert len(NAME) == len("overnight-") + 8
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert name_of(tmp_path / "link") == name_of(tmp_path)
+    assert name_of(HOME) == "overnight-" + hashlib.sha256(b"/srv/night").hexdigest()[:8]
 
 
 @pytest.mark.root

@@ -17,7 +17,7 @@ from overnight.cgroup_memory import CgroupMemory
 from overnight.dispatch import budget_cgroup
 from overnight.dispatch.budget_cgroup import name_of
 from overnight.dispatch.cell_cgroups import CellCgroups, CgroupEvidence, Missing
-from overnight.dispatch.slot import LEFT_BYTES, SWAP_BYTES
+from overnight.dispatch.slot import LEFT_BYTES, SWAP_BYTES, Slot
 
 MIB = 2**20
 HOME = Path("/srv/night")
@@ -84,6 +84,11 @@ class FakeCgroups:
         (path / "cgroup.procs").write_text("")
         for name, content in self.files.items():
             (path / name).write_text(content)
+
+    @property
+    def events(self) -> str:
+        """The file with the count of OOM kills."""
+        return "memory.oom_control" if self.version == 1 else "memory.events"
 
     def open(self) -> CellCgroups:
         return CellCgroups.open(HOME, proc_root=self.proc, sys_root=self.sys)
@@ -165,6 +170,29 @@ def test_caps_are_set_raised_and_lifted(fake: FakeCgroups) -> None:
     assert caps()[0] == str(96 * MIB)
     slot.set_cap(None)
     assert caps() == (["-1", "-1"] if fake.version == 1 else ["max", "max"])
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile", "never"])
+def test_a_cap_that_was_met_is_not_raised(fake: FakeCgroups, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Whoever was killed at it is judged by it."""
+    slot = fake.open().take(64 * MIB)
+    counters, real = Path(slot.folder, fake.events), slot.set_cap
+
+    def killed() -> None:
+        counters.write_text("max 3\noom 1\noom_kill 1\n")
+
+    def set_cap(cap_bytes: int | None) -> None:
+        real(cap_bytes)
+        if when == "meanwhile":
+            killed()
+
+    monkeypatch.setattr(slot, "set_cap", set_cap)
+    if when == "before":
+        killed()
+    assert slot.raise_cap(96 * MIB) is (when == "never")
+    cap = (96 if when == "never" else 64) * MIB
+    name = "memory.limit_in_bytes" if fake.version == 1 else "memory.max"
+    assert (slot.cap_bytes, text(slot.folder, name)) == (cap, str(cap))
 
 
 def test_memory_with_swap_is_never_less_than_memory(fake1: FakeCgroups, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,6 +324,85 @@ def test_a_cgroup_that_a_command_made_inside_is_seen_and_removed(fake: FakeCgrou
     assert not inner.exists()
 
 
+class Reclaiming:
+    """What the kernel does for a fake slot: page cache goes when it is told so; `pinned` stays."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, pinned: int = 0, usage: str = "") -> None:
+        self.asked: list[str] = []
+        real = Slot._write
+
+        def write(slot: Slot, name: str, limit: str, **how: Any) -> None:
+            if name not in ("memory.force_empty", "memory.reclaim"):
+                real(slot, name, limit, **how)
+                return
+            self.asked.append(limit)
+            now = slot.usage_bytes()
+            left = 0 if name == "memory.force_empty" else now - int(limit)
+            Path(slot.folder, usage).write_text(str(max(pinned, left)))
+            if now == pinned:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        monkeypatch.setattr(Slot, "_write", write)
+
+
+def with_cache(cgroups: CellCgroups, usage: str, held: int, **stat: int) -> Slot:
+    """A slot that was given back with `held` bytes of page cache in it."""
+    slot = cgroups.take(None)
+    folder = Path(slot.folder)
+    (folder / "old").write_text("")
+    (folder / usage).write_text(str(held))
+    with (folder / "memory.stat").open("a") as lines:
+        lines.writelines(f"{name} {figure}\n" for name, figure in stat.items())
+    assert cgroups.give_back(slot)
+    return slot
+
+
+def used_again(slot: Slot) -> bool:
+    return Path(slot.folder, "old").exists()
+
+
+def test_page_cache_is_thrown_out_rather_than_the_slot(fake: FakeCgroups, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = "memory.usage_in_bytes" if fake.version == 1 else "memory.current"
+    cgroups = fake.open()
+    slot = with_cache(cgroups, usage, 193 * MIB)
+    kernel = Reclaiming(monkeypatch, usage=usage)
+    assert cgroups.take(64 * MIB) is slot
+    assert used_again(slot)
+    # v2 keeps what there is room for: the next cell may read the same files.
+    assert kernel.asked == (["0"] if fake.version == 1 else [str(64 * MIB), str(64 * MIB), str(33 * MIB)])
+    cgroups.give_back(slot)
+    assert cgroups.take(None) is slot, "without a cap there is nothing to throw out"
+    assert len(kernel.asked) == (1 if fake.version == 1 else 3)
+
+
+@pytest.mark.parametrize("why", ["pinned", "shmem", "dirty", "much"])
+def test_a_slot_goes_when_throwing_out_does_not_help_or_might_take_long(
+    fake: FakeCgroups, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    usage = "memory.usage_in_bytes" if fake.version == 1 else "memory.current"
+    names = {"shmem": "shmem", "dirty": "file_dirty", "much": "file"}
+    if fake.version == 1:
+        fake.files["memory.stat"] = "total_rss 0\n"
+        names = {"shmem": "total_shmem", "dirty": "total_dirty", "much": "total_cache"}
+    else:
+        fake.files["memory.stat"] = "anon 0\nkernel 0\nslab_reclaimable 0\n"
+    cgroups = fake.open()
+    stat = {names[why]: 3 * 2**30} if why in names else {}
+    slot = with_cache(cgroups, usage, 40 * MIB, **stat)
+    kernel = Reclaiming(monkeypatch, pinned=40 * MIB if why == "pinned" else 0, usage=usage)
+    assert cgroups.take(64 * MIB) is not slot
+    assert not used_again(slot)
+    assert bool(kernel.asked) == (why == "pinned")
+
+
+def test_throwing_out_takes_no_longer_than_that(fake2: FakeCgroups, monkeypatch: pytest.MonkeyPatch) -> None:
+    slot = with_cache(fake2.open(), "memory.current", 1900 * MIB)
+    kernel = Reclaiming(monkeypatch, usage="memory.current")
+    times = iter([0.0, 0.1, 0.15, 0.25])
+    slot.throw_out(64 * MIB, clock=lambda: next(times))
+    assert len(kernel.asked) == 2
+
+
 @pytest.mark.parametrize("left", ["shmem", "page cache"])
 def test_the_next_cell_does_not_pay_for_what_was_left(fake: FakeCgroups, left: str) -> None:
     cgroups = fake.open()
@@ -359,6 +466,28 @@ def test_where_the_controller_is_not_delegated_that_is_said(fake2: FakeCgroups) 
     with pytest.raises(Missing, match="the memory controller is not delegated to it"):
         fake2.open()
     assert not list(fake2.sys.rglob("overnight-*"))
+
+
+def test_a_slot_that_cannot_be_made_is_an_os_error(fake1: FakeCgroups) -> None:
+    """Whoever takes a slot does without one when he sees an OSError."""
+    cgroups = fake1.open()
+    cgroups.take(None)
+    del fake1.files["memory.max_usage_in_bytes"]
+    with pytest.raises(FileNotFoundError, match="no memory controller in it"):
+        cgroups.take(None)
+    assert not (cgroups.folder / "cell-2").exists()
+
+
+def test_settling_kills_nobody(fake: FakeCgroups) -> None:
+    cgroups = fake.open()
+    slot = cgroups.take(None)
+    with inside(slot.folder, lambda: None) as pid:
+        Path(slot.folder, "cgroup.procs").write_text(f"{pid}\n")
+        assert not cgroups.give_back(slot)
+        cgroups.settle()
+        assert [one for one, _ in cgroups.leftovers()] == [pid]
+        os.kill(pid, 0)
+        assert procfs.start_ticks(pid) is not None
 
 
 def test_a_closing_that_fails_says_who_is_in_it(fake: FakeCgroups, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,6 +565,25 @@ def test_memory_is_anonymous_and_shared_but_no_page_cache(real: CellCgroups, tmp
     finally:
         shared.unlink()
     memory.close()
+
+
+@pytest.mark.root
+def test_page_cache_that_a_cell_left_does_not_cost_the_slot(real: CellCgroups, tmp_path: Path) -> None:
+    slot = real.take(None)
+
+    def write() -> None:
+        with (tmp_path / "file").open("wb") as file:
+            file.write(b"x" * 48 * MIB)
+            file.flush()
+            os.fsync(file.fileno())
+
+    with inside(slot.folder, write):
+        pass
+    if slot.evidence().file_bytes < 40 * MIB:
+        pytest.skip("what is written here is no page cache of the cgroup's")
+    assert real.give_back(slot)
+    assert real.take(64 * MIB) is slot
+    assert slot.usage_bytes() <= 32 * MIB
 
 
 @pytest.mark.root

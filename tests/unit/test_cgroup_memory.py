@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from overnight.cgroup_memory import CgroupMemory, field, held1, held2, pinned_kernel_bytes, version_of
+from overnight.cgroup_memory import (
+    PAGE_BYTES,
+    CgroupMemory,
+    field,
+    held1,
+    held2,
+    pinned_kernel_bytes,
+    refaulted,
+    version_of,
+)
 
 MIB = 2**20
 STAT_1 = b"cache 90\nrss 1\nshmem 2\nmapped_file 5\ntotal_cache 90\ntotal_rss 100\ntotal_rss_huge 64\ntotal_shmem 20\n"
@@ -44,6 +55,37 @@ def test_kernel_memory_that_cannot_be_reclaimed_counts() -> None:
 )
 def test_fields(data: bytes, name: bytes, value: int | None) -> None:
     assert field(data, name) == value
+
+
+@pytest.mark.parametrize(
+    ("stat", "version", "pages"),
+    [
+        (
+            b"total_rss 1\nworkingset_refault_file 9\ntotal_workingset_refault_anon 2\ntotal_workingset_refault_file 5",
+            1,
+            7,
+        ),
+        (b"anon 1\nworkingset_refault_anon 2\nworkingset_refault_file 5\nworkingset_activate_file 9\n", 2, 7),
+        (b"anon 1\nworkingset_refault 5\nworkingset_activate 9\n", 2, 5),  # before Linux 5.9
+        (STAT_1, 1, None),
+        (STAT_2, 2, None),
+        (b"", 2, None),
+    ],
+)
+def test_refaults_of_either_version(stat: bytes, version: Literal[1, 2], pages: int | None) -> None:
+    assert refaulted(stat, version) == (None if pages is None else pages * PAGE_BYTES)
+
+
+def test_refaults_are_those_of_the_last_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.stat").write_bytes(STAT_2 + b"workingset_refault_file 5\n")
+    memory, reads, pread = CgroupMemory(tmp_path), [], os.pread
+    monkeypatch.setattr(os, "pread", lambda *how: (reads.append(how), pread(*how))[1])
+    assert memory.refaulted_bytes() is None
+    assert (memory.read(), memory.refaulted_bytes(), len(reads)) == (134, 5 * PAGE_BYTES, 1)
+    (tmp_path / "memory.stat").write_bytes(STAT_2)
+    assert memory.refaulted_bytes() == 5 * PAGE_BYTES
+    assert (memory.read(), memory.refaulted_bytes()) == (134, None)
+    memory.close()
 
 
 def test_a_walk_over_very_many_files_is_no_memory_of_the_cells(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from overnight.dispatch.claims import MOST_SAMPLES, Claim, claim, family, grown, kind
+from overnight.dispatch.claims import MOST_SAMPLES, Claim, cap, claim, family, grown, kind
 
 MIB = 2**20
 NOTHING: dict[str, Any] = {"raised": None, "hint": None, "predicted": None, "prior": 512 * MIB, "most": 4000 * MIB}
@@ -52,7 +52,8 @@ def peaks(*mib: int) -> list[Peak]:
         ([-100, 200], [], {}, 210, "learned"),
         ([200, 200, -300], [], {}, 315, "learned"),
         ([200, 200, 200, -300], [], {}, 210, "learned"),  # it was that one cell's own
-        ([], [200, -300], {}, 330, "family"),
+        ([], [200, -300], {}, 512, "family"),
+        ([], [600, -300], {}, 660, "family"),
         ([], [-300], {}, 512, "prior"),
         # Nothing is larger than all that there is.
         ([], [], {"hint": 5000}, 4000, "hint"),
@@ -77,8 +78,13 @@ def test_where_a_claim_comes_from(
             "420.0 MiB (learned from 2 attempts of its kind, which took up to 400.0 MiB)",
         ),
         (
+            claim([], peaks(600), **NOTHING),
+            "660.0 MiB (learned from 1 attempt like it, which took up to 600.0 MiB)",
+        ),
+        (
             claim([], peaks(400), **NOTHING),
-            "440.0 MiB (learned from 1 attempt like it, which took up to 400.0 MiB)",
+            "512.0 MiB (learned from 1 attempt like it, which took up to 400.0 MiB, "
+            "but no less than the configured prior)",
         ),
         (
             claim([], **{**NOTHING, "raised": 700 * MIB}),
@@ -177,3 +183,11 @@ def test_kinds_and_families(spec: dict[str, Any], changes: dict[str, Any], same_
     for name in (kind(spec), family(spec)):
         assert len(name) == 16
         int(name, 16)
+
+
+@pytest.mark.parametrize(
+    ("claimed", "most", "expected"),
+    [(100, 4000, 164), (400, 4000, 600), (400, 500, 500), (400, 400, 400), (400, 100, 400), (0, 4000, 64)],
+)
+def test_a_cap_leaves_time_to_extend_the_claim(claimed: int, most: int, expected: int) -> None:
+    assert cap(claimed * MIB, most * MIB) == expected * MIB

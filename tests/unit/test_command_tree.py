@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from overnight.cells.command_tree import Member, descendants, in_cgroup, member_of
+from overnight.cells.command_tree import Member, descendants, in_cgroup, member_of, oldest_child
 from overnight.dispatch import leftovers
 
 
@@ -52,6 +53,20 @@ def test_a_pid_that_went_to_somebody_else_is_no_descendant(tmp_path: Path) -> No
     assert member_of(12, tmp_path) is None
 
 
+@pytest.mark.parametrize("children_files", [True, False])
+def test_a_runners_command_is_its_oldest_child(tmp_path: Path, children_files: bool) -> None:
+    """Who was orphaned below it was started by the command, so later; its pid may be smaller."""
+    proc = Proc(tmp_path, children_files=children_files)
+    proc.add(10, 1, threads={10: "8 9 14 12 11 "})
+    proc.add(8, 1)  # the pid has gone to somebody else meanwhile
+    proc.add(9, 10, state="Z")
+    for pid in (14, 12, 11):
+        proc.add(pid, 10)
+    found = oldest_child(10, tmp_path)
+    assert found == Member(11, 110, 10, 11)
+    assert oldest_child(14, tmp_path) is None
+
+
 def test_members_of_a_cgroup(tmp_path: Path) -> None:
     proc = Proc(tmp_path / "proc")
     proc.add(10, 1)
@@ -63,6 +78,16 @@ def test_members_of_a_cgroup(tmp_path: Path) -> None:
 def test_tokens() -> None:
     assert leftovers.token(Path("/a")) == leftovers.token(Path("/a")) != leftovers.token(Path("/b"))
     assert len(leftovers.token(Path("/a"))) == 8
+
+
+def test_a_home_that_is_reached_by_a_link_is_the_same_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, link = tmp_path.resolve() / "home", tmp_path / "link"
+    home.mkdir()
+    link.symlink_to(home)
+    monkeypatch.chdir(home)
+    assert leftovers.token(link) == leftovers.token(home) == leftovers.token(Path())
+    assert leftovers.token(link / "in") == leftovers.token(home / "in")
+    assert leftovers.token(home) == hashlib.sha256(os.fsencode(home)).hexdigest()[:8], "as it always was"
 
 
 def test_leftovers_by_environment(tmp_path: Path) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from overnight import durable, procfs
-from overnight.dispatch import pressure
+from overnight.dispatch import pressure, recover
 from overnight.dispatch.lock import DaemonLock
 from overnight.dispatch.registry import Registration, Registry
 from overnight.dispatch.signals import Handle
@@ -100,6 +102,79 @@ def test_handle_of_a_process_that_ended() -> None:
     handle.kill()  # after the end: no error, and nobody is hit
     assert Handle.open(child.pid, handle.start_ticks) is None
     handle.close()
+
+
+def asleep() -> tuple[subprocess.Popen[bytes], Handle]:
+    process = subprocess.Popen(["sleep", "600"])
+    handle = Handle.open(process.pid)
+    assert handle is not None
+    return process, handle
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, pidfd: int) -> None:
+    """As the kernel does when the process has become another user's."""
+    send = signal.pidfd_send_signal
+
+    def refusing(to: int, number: int) -> None:
+        if to == pidfd:
+            raise PermissionError(1, "Operation not permitted")
+        send(to, number)
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", refusing)
+
+
+def test_one_that_may_not_be_signalled_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    process, handle = asleep()
+    with monkeypatch.context() as patch:
+        refuse(patch, handle.fileno())
+        assert (handle.ask_to_leave(), handle.thaw(), handle.kill()) == (False, False, False)
+    assert process.poll() is None
+    assert (handle.thaw(), handle.kill()) == (True, True)
+    process.wait()
+    assert handle.kill(), "nobody is left whom it would not reach"
+    handle.close()
+
+
+@pytest.mark.root
+def test_the_kernel_refuses_as_we_think_it_does() -> None:
+    """A process of root's, and a child of ours that is nobody."""
+    process, handle = asleep()
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            os.setuid(65534)
+            code = int(handle.kill() or handle.ask_to_leave())
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert process.poll() is None
+    handle.kill()
+    process.wait()
+    handle.close()
+
+
+def test_a_leftover_that_may_not_be_signalled_stays_and_does_not_stop_the_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (theirs, their_handle), (ours, our_handle) = asleep(), asleep()
+    opened = {theirs.pid: their_handle, ours.pid: our_handle}
+    monkeypatch.setattr(Handle, "open", classmethod(lambda _cls, pid, _ticks: opened[pid]))
+    refuse(monkeypatch, their_handle.fileno())
+    lines: list[tuple[str, int]] = []
+
+    def line(event: str, pid: int) -> None:
+        lines.append((event, pid))
+
+    queue: Any = SimpleNamespace(recover=lambda reason: [])
+    log: Any = SimpleNamespace(warning=line, error=line)
+    others = [(handle.pid, handle.start_ticks) for handle in opened.values()]
+    began = time.monotonic()
+    assert recover.recover(queue, Registry(tmp_path), log, others=lambda: others, grace_s=60.0) == 0
+    assert time.monotonic() - began < 30.0
+    assert sorted(lines) == [("leftover_killed", ours.pid), ("leftover_stays", theirs.pid)]
+    theirs.kill()
+    assert (ours.wait(), theirs.wait()) == (-signal.SIGKILL, -signal.SIGKILL)
 
 
 def pressure_file(path: Path, **changes: Any) -> None:

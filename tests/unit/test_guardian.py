@@ -20,7 +20,8 @@ import pytest
 from helpers.verdict_ring import heartbeat
 from helpers.waiting import until
 from overnight import procfs
-from overnight.dispatch import supervisor_call
+from overnight.cells.command_tree import Member
+from overnight.dispatch import guardian, supervisor_call
 from overnight.dispatch.attempt import Attempt
 from overnight.dispatch.guardian import Guardian
 from overnight.dispatch.signals import Handle
@@ -150,6 +151,131 @@ def test_without_one_it_runs_again_at_the_first_look(bench: Bench, state: str) -
     until(lambda: not procfs.stopped(bench.cell), 1)
     assert bench.guardian.pressure is None  # and nothing is admitted
     assert ("cells_thawed", {"cells": ["night/a"]}) in bench.log
+
+
+class CommandBench(Bench):
+    """The same with a command: the cell's process stands for its runner, which has a child, `command`, that has one,
+    `job`; `stray` is in its cgroup alone."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.processes[0].kill()
+        self.processes[0].wait()
+        deeper = "sh -c 'sleep 600 & echo $$ $!; wait' & wait"
+        runner = subprocess.Popen(["sh", "-c", deeper], stdout=subprocess.PIPE)
+        stray = subprocess.Popen(["sleep", "600"])
+        self.processes[0] = runner
+        self.processes.append(stray)
+        assert runner.stdout is not None
+        self.command, self.job = map(int, runner.stdout.readline().split())
+        runner.stdout.close()
+        self.cell, self.stray = runner.pid, stray.pid
+        (folder / "cell-1").mkdir()
+        (folder / "cell-1" / "cgroup.procs").write_text(f"{self.stray}\n")
+        slot: Any = SimpleNamespace(folder=str(folder / "cell-1"))
+        grant: Any = SimpleNamespace(slot=slot)
+        self.attempt.claimed.spec["kind"] = "command"
+        self.attempt.grant, self.attempt.handle = grant, Handle.open(self.cell)
+
+    @property
+    def everybody(self) -> list[int]:
+        return [self.cell, self.command, self.job, self.stray]
+
+    def stop(self, *pids: int) -> None:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        until(lambda: all(procfs.stopped(pid) for pid in pids))
+
+    def stopped(self) -> list[int]:
+        return [pid for pid in self.everybody if procfs.stopped(pid)]
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[CommandBench]:
+    found = CommandBench(tmp_path / "h")
+    yield found
+    handles = [Handle.open(pid) for pid in (found.job, found.command)]
+    for handle in filter(None, handles):  # each ends by itself when the one before it does
+        handle.kill()
+        handle.close()
+    for process in found.processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("who", [(0, 1, 2, 3), (1, 2, 3), (2,), (3,), (0,)])
+def test_of_a_command_everybody_runs_again(command: CommandBench, who: tuple[int, ...]) -> None:
+    """Also when its runner runs already: a SIGCONT for the runner alone is not all that it takes."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    command.stop(*(command.everybody[number] for number in who))
+    command.look()
+    until(lambda: not command.stopped(), 1)
+    assert command.log == [("cells_thawed", {"cells": ["night/a"]})]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_with_a_living_watchdog_a_commands_stopped_children_are_its_own_affair(command: CommandBench) -> None:
+    command.stop(command.job)
+    for said in ({"level": "ok"}, {"frozen": 1}):
+        command.beat(**said)
+        command.look(1.0)
+        command.look(1.0)
+        assert command.stopped() == [command.job]
+    assert (command.log, command.attempt.frozen_s) == ([], 0.0)
+
+
+@pytest.mark.parametrize("who", ["cell", "command"])
+def test_a_commands_time_limit_waits_for_the_runner_and_for_the_command(command: CommandBench, who: str) -> None:
+    command.beat(frozen=1)
+    command.stop(getattr(command, who))
+    for _ in range(5):
+        command.look(1.0)
+    assert command.attempt.frozen_s == 4.0
+
+
+def test_without_a_watchdog_a_freeze_counts_from_the_last_look(command: CommandBench) -> None:
+    """Nobody tells when it began."""
+    command.look()
+    command.stop(*command.everybody)
+    command.look(30.0)
+    command.look(1.0)
+    assert command.attempt.frozen_s == 30.0
+    assert not command.attempt.overdue(command.now)
+
+
+def test_one_that_began_since_the_last_look_was_frozen_since_then_at_most(command: CommandBench) -> None:
+    command.attempt.forked_s = command.now + 20.0
+    command.stop(*command.everybody)
+    command.look(30.0)
+    command.look(1.0)
+    assert command.attempt.frozen_s == 10.0
+
+
+def test_who_stops_himself_again_and_again_has_no_more_time_for_it(command: CommandBench) -> None:
+    """No watchdog does that. He is continued each time, and told of once."""
+    command.look()
+    for _ in range(20):
+        command.stop(command.command)
+        command.look(1.0)
+        until(lambda: not command.stopped(), 1)
+    assert command.attempt.frozen_s == 1.0
+    assert command.attempt.overdue(command.now)
+    assert command.events().count("cells_thawed") == 1
+
+
+def test_a_tree_is_looked_through_twice_a_second_at_most(
+    command: CommandBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+
+    def nobody(pid: int) -> list[Member]:
+        looks.append(pid)
+        return []
+
+    monkeypatch.setattr(guardian, "descendants", nobody)
+    for _ in range(40):
+        command.look(0.1)
+    assert 7 <= len(looks) <= 9
 
 
 def test_silence_is_told_once_and_so_is_its_end(bench: Bench) -> None:

@@ -132,7 +132,7 @@ def test_a_hog_that_cannot_fit_is_quarantined_with_its_figure_and_its_neighbours
     hog, *neighbours = night.cells
     assert {each.status for each in neighbours} == {Status.DONE}
     assert hog.status is Status.QUARANTINED
-    assert hog.reason.startswith("needs at least 750.0 MiB with its warm server of 24.0 MiB, the limit is 750.0 MiB")
+    assert hog.reason.startswith("needs at least 751 MiB with its warm server of 24 MiB, the limit is 750 MiB")
 
 
 def test_a_big_cell_is_not_starved_by_small_ones() -> None:

@@ -98,3 +98,21 @@ def test_values_of_a_specification() -> None:
 def test_an_axis_seed_wins_over_the_derived_seed() -> None:
     spec = {"key": "seed3", "coords": {"seed": 3}, "seed": 77}
     assert placeholders.values_of(spec)["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "quoted"),
+    [
+        ("python t.py --lr {lr} > {cell}.log", []),
+        ('echo "{lr}"', ["lr"]),
+        ("echo '{lr}' {cell}", ["lr"]),
+        ('echo "a \\" {lr}" {cell}', ["lr"]),
+        ("echo 'it'\\''s {lr}'", ["lr"]),
+        ("awk '{{print}}' {cell}", []),
+        ('echo \\"{lr}', []),
+        ("echo \\{lr}", ["lr"]),
+        ('echo "$HOME"/{cell} "{lr} {cell}"', ["lr", "cell"]),
+    ],
+)
+def test_names_in_quotes_of_a_shell_are_found(line: str, quoted: list[str]) -> None:
+    assert placeholders.quoted_names(line) == quoted

@@ -87,11 +87,11 @@ def test_memory(outcome: str, attempted: Attempted, fields: dict[str, Any], expe
 @pytest.mark.parametrize(
     ("outcome", "attempted", "figures"),
     [
-        ("over_cap", ALL, ("900.0 MiB", "900.0 MiB")),
-        ("over_cap", replace(ALL, peak_bytes=None), ("900.0 MiB", "900.0 MiB")),
-        ("over_cap", replace(ALL, claim_bytes=695 * MIB), ("900.0 MiB", "900.0 MiB")),  # as good as all
-        ("oom_killed", replace(ALL, peak_bytes=750 * MIB), ("950.0 MiB", "900.0 MiB")),
-        ("evicted", replace(ALONE, peak_bytes=800 * MIB), ("1000.0 MiB", "900.0 MiB")),
+        ("over_cap", ALL, ("901 MiB", "900 MiB")),
+        ("over_cap", replace(ALL, peak_bytes=None), ("901 MiB", "900 MiB")),
+        ("over_cap", replace(ALL, claim_bytes=695 * MIB), ("901 MiB", "900 MiB")),  # as good as all
+        ("oom_killed", replace(ALL, peak_bytes=750 * MIB), ("950 MiB", "900 MiB")),
+        ("evicted", replace(ALONE, peak_bytes=800 * MIB), ("1000 MiB", "900 MiB")),
     ],
 )
 def test_what_cannot_fit_is_quarantined_with_its_figures(
@@ -101,4 +101,31 @@ def test_what_cannot_fit_is_quarantined_with_its_figures(
     assert (found.quarantine, found.reason_code) == (True, "too_large")
     needs, limit = figures
     assert found.reason is not None
-    assert found.reason.startswith(f"needs at least {needs} with its warm server of 200.0 MiB, the limit is {limit} (")
+    assert found.reason.startswith(f"needs at least {needs} with its warm server of 200 MiB, the limit is {limit} (")
+
+
+def test_a_model_that_does_not_load_is_given_up_after_a_while() -> None:
+    for interrupted in range(1, 5):
+        found = judge("over_cap", interrupted=interrupted, reason_code="model_memory")
+        assert found.raised_claim_bytes is None, "no larger claim of the cell's would help"
+        assert not found.quarantine
+    last = judge("over_cap", interrupted=5, reason_code="model_memory")
+    assert (last.quarantine, last.reason_code) == (True, "too_large")
+    assert last.reason is not None
+    assert "the limit is 900.0 MiB" in last.reason
+
+
+def test_a_cap_that_was_larger_than_the_claim_counts_as_what_it_had() -> None:
+    capped = replace(HAD, claim_bytes=480 * MIB, cap_bytes=700 * MIB, peak_bytes=700 * MIB)
+    assert judge("over_cap", capped).quarantine
+    assert not judge("over_cap", replace(capped, cap_bytes=600 * MIB)).quarantine
+
+
+def test_a_command_that_somebody_always_kills_fails_in_the_end() -> None:
+    """`timeout -s KILL`: its runner lives and says so; a cell whose server died has no such witness."""
+    for interrupted in range(1, 5):
+        assert not judge("lost", interrupted=interrupted, reason_code="killed", told=True).failed
+    last = judge("lost", interrupted=5, reason_code="killed", told=True)
+    assert (last.failed, last.reason_code, last.delay_s) == (True, "killed_repeated", 5.0)
+    assert not judge("lost", interrupted=99, reason_code="killed").failed
+    assert not judge("lost", interrupted=99, reason_code="terminated", told=True).failed

@@ -126,7 +126,8 @@ TABLE = [
     (Ending(status=KILLED, eviction=TAKEN, cgroup=AT_CAP), "over_cap", "cgroup_cap", "certain"),  # before it left
     (Ending(status=KILLED, eviction=TAKEN, cgroup=QUIET), "evicted", "memory_pressure", "certain"),
     # what a command's runner says
-    (Ending(report=said("completed"), status=0, cgroup=AT_CAP), "completed", "", "certain"),
+    (Ending(report=said("completed"), status=0, cgroup=AT_CAP), "over_cap", "cgroup_cap", "inferred"),
+    (Ending(report=said("completed"), status=0, cgroup=QUIET, oom_above=True), "completed", "", "certain"),
     (Ending(report=said("yielded", "put_back"), cgroup=AT_CAP), "yielded", "put_back", "certain"),
     (Ending(report=said("over_cap", "memory_error"), cgroup=QUIET), "over_cap", "memory_error", "certain"),
     (Ending(report=EXIT_1, cgroup=QUIET), "failed", "exit_status", "certain"),

@@ -113,6 +113,28 @@ def test_in_a_frozen_tree_all_get_sigterm_before_anybody_is_continued(stage: Sta
     assert [each.pid for each in stage.machine.processes()] == [20]
 
 
+def test_a_runner_outside_of_its_slot_is_told_first_and_the_slot_with_it(stage: Stage) -> None:
+    """The runner leaves the cell's cgroup, its command may leave the runner: each is found by one of the two alone."""
+    machine = stage.machine
+    runner = machine.start(10)
+    machine.start(11)
+    machine.start(12)
+    procs = stage.folder / "cell-1" / "cgroup.procs"
+    procs.parent.mkdir()
+    procs.write_text("11\n12\n")
+    guarded = stage.guard(runner, "command", by="overnight", cgroup=str(procs.parent))
+    for step, sent in (
+        (Step.FREEZE, ["SIGSTOP"]),
+        (Step.THAW, ["SIGCONT"]),
+        (Step.FREEZE, ["SIGSTOP"]),
+        (Step.EVICT, ["SIGTERM", "SIGCONT"]),
+    ):
+        stage.do(step, guarded)
+        told = [word for word in stage.said if not word.startswith("verdict")]
+        assert told == [f"{name} {pid}" for name in sent for pid in (10, 11, 12)]
+    assert machine.processes() == []
+
+
 # -- kill -------------------------------------------------------------------------------------------------------
 
 

@@ -72,6 +72,12 @@ EVICT, KILL, FREEZE, SHRINK, HOLD, OK = (
         pytest.param([cell(1, 400, role="daemon"), cell(2)], [2], id="a daemon that is not"),
         pytest.param([cell(1, 5), cell(2, 0), cell(3, 0.7)], [1], id="whose death frees next to nothing"),
         pytest.param([cell(1, killed_s=NOW), cell(2)], [2], id="who is dead already"),
+        pytest.param(
+            [cell(1, 900, role="warm", cells=1, commands=True, loss_s=0), cell(2, 30, role="command")],
+            [2],
+            id="the server of commands is no victim while it has any",
+        ),
+        pytest.param([cell(1, 20, role="warm", commands=True), cell(2)], [1, 2], id="an idle one is as any other"),
     ],
 )
 def test_the_order_of_victims(candidates: list[Candidate], expected: list[int]) -> None:
@@ -96,6 +102,13 @@ def test_thrashing_takes_who_reads_again_and_again() -> None:
     thrash = now(Level.EVICT, "thrash", need_bytes=0)
     assert order(thrash, cell(1, 100), cell(2, 5, major_faults_per_s=5000))[0] == 2
     assert order(thrash, cell(1, 0)) == [1], "what it holds alone says little of what it maps"
+
+
+@pytest.mark.parametrize("trigger", ["headroom", "forecast", "thrash"])
+def test_nobody_left_but_the_server_of_commands_is_nobody(trigger: str) -> None:
+    server, killed = cell(1, 900, role="warm", cells=1, commands=True), cell(2, role="command", killed_s=NOW)
+    assert act(now(Level.KILL, trigger), server) is None
+    assert act(now(Level.KILL, trigger, falling=True), server, killed) is None
 
 
 def test_where_little_is_needed_little_matters() -> None:
@@ -139,6 +152,20 @@ def test_grace_and_then_kill(role: str, grace_s: float) -> None:
     for level in Level:  # also when the pressure has gone: it was told to go, and half a cell is of no use
         if level is not Level.KILL:
             assert act(now(level), over, cell(2)) == Action(Step.KILL, 1, "grace_over")
+
+
+@pytest.mark.parametrize(
+    ("role", "wanted_s", "grace_s"),
+    [
+        *(("command", None, 10.0), ("command", 3.0, 3.0), ("command", 30.0, 30.0), ("command", 3600.0, 60.0)),
+        *(("command", 0.0, 0.0), ("command", -5.0, 0.0), ("cell", 30.0, 2.0), ("warm", 30.0, 2.0)),
+    ],
+)
+def test_a_command_may_want_another_grace_within_limits(role: str, wanted_s: float | None, grace_s: float) -> None:
+    leaving = cell(1, role=role, grace_s=wanted_s, leaving_s=NOW - grace_s)
+    assert act(EVICT, leaving, cell(2)) == Action(Step.KILL, 1, "grace_over")
+    assert act(EVICT, replace(leaving, leaving_s=NOW - grace_s + 0.01), cell(2)) is None
+    assert act(KILL, replace(leaving, leaving_s=NOW - grace_s + 0.01), cell(2)) == Action(Step.KILL, 1, "headroom")
 
 
 def test_at_kill_there_is_no_grace() -> None:

@@ -66,6 +66,7 @@ def test_whoever_thrashes_goes_one_at_a_time(tmp_path: Path, bearable: int) -> N
     stalls: Any = Stalls(world, bearable)
     world.watchdog._stalls = stalls
     world.eye.limit_source = "machine"
+    world.eye.other_bytes = 600 * MIB  # mapped, say: while most of the limit is free nothing thrashes for want of it
     for pid in range(20, 25):
         world.start(pid, 20, freezes=False)
     world.until(lambda: bool(world.named("evicted")), 30)

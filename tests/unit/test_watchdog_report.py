@@ -95,6 +95,7 @@ def test_a_heartbeat_holds_the_contracts_fields(world: World) -> None:
             "slope_bytes_per_s": 1235,
             "exhaustion_s": 7.654,
             "hold_bytes": LIMIT // 5,
+            "foreseen": False,
             "frozen": 2,
             "sequence": 1,
             "monotonic_s": 1000.0,

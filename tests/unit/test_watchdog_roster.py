@@ -199,6 +199,22 @@ def test_the_work_that_would_be_lost(folder: Folder, given: dict[str, Any], loss
     assert guarded.loss_s(NOW) == guarded.candidate(NOW).loss_s == loss_s
 
 
+@pytest.mark.parametrize(("engine", "commands"), [("command", True), ("scripted", False), (None, False), (7, False)])
+def test_which_warm_server_is_that_of_commands(folder: Folder, engine: object, commands: bool) -> None:
+    guarded = folder.guarded(folder.kernel.start(7), "warm", cells=1, engine=engine)
+    assert guarded.candidate(NOW).commands is commands
+
+
+def test_what_a_commands_cgroup_is_charged_with_counts(folder: Folder, tmp_path: Path) -> None:
+    """Not that of a daemon: it is the budget's, and holds everybody."""
+    (tmp_path / "memory.stat").write_text(f"anon {MIB}\nfile {900 * MIB}\nshmem {900 * MIB}\n")
+    command = folder.guarded(folder.kernel.start(7, own_bytes=10 * MIB), "command", cgroup=str(tmp_path))
+    daemon = folder.guarded(folder.kernel.start(8, own_bytes=10 * MIB), "daemon", cgroup=str(tmp_path))
+    for guarded in (command, daemon):
+        guarded.measure(NOW)
+    assert (command.own_bytes, daemon.own_bytes) == (901 * MIB, 10 * MIB)
+
+
 def test_a_command_counts_with_its_tree_and_a_warm_server_alone(folder: Folder) -> None:
     for root, role in ((10, "command"), (20, "warm")):
         folder.guarded(folder.kernel.start(root, own_bytes=100 * MIB), role)
@@ -310,3 +326,20 @@ def test_major_faults_are_counted_seldom(folder: Folder) -> None:
     folder.kernel.end(7)
     guarded.count_faults(NOW + 10, folder.kernel.proc)
     assert guarded.major_faults_per_s == 200.0 / FAULTS_S
+
+
+@pytest.mark.parametrize(
+    ("given", "grace_s"),
+    [
+        ({}, None),
+        ({"grace_s": None}, None),
+        ({"grace_s": 2.5}, 2.5),
+        ({"grace_s": 30}, 30.0),
+        ({"grace_s": "30s"}, None),
+        ({"grace_s": True}, None),
+        ({"grace_s": float("nan")}, None),
+        ({"grace_s": float("inf")}, None),
+    ],
+)
+def test_the_grace_that_a_registration_asks_for(folder: Folder, given: dict[str, Any], grace_s: float | None) -> None:
+    assert folder.guarded(folder.kernel.start(7), "command", **given).candidate(NOW).grace_s == grace_s

@@ -176,6 +176,74 @@ def test_whoever_is_in_its_cgroup_belongs_to_it(world: World, tmp_path: Path) ->
     assert tree.members() == []
 
 
+STATS = {
+    1: "cache 90\nrss 1\ntotal_cache {file}\ntotal_rss {anon}\ntotal_shmem {shmem}\ntotal_dirty {file}\n",
+    2: "anon {anon}\nfile {file}\nkernel {kernel}\nslab_reclaimable 0\nshmem {shmem}\nfile_dirty {file}\n",
+}
+
+
+class Charged:
+    """A cgroup of either version around the tree of ROOT; sizes in MiB."""
+
+    def __init__(self, world: World, version: int) -> None:
+        self._world, self._version = world, version
+        world.process(ROOT, 1, 10 * MIB)
+        world.process(11, ROOT, 20 * MIB, shmem_bytes=5 * MIB)
+        self.holds()
+        self.tree = world.tree(cgroup=str(world.folder / "cg"))
+
+    def holds(self, *, anon: int = 30, shmem: int = 5, kernel: int = 0, file: int = 0) -> None:
+        sizes = {"anon": anon, "shmem": shmem, "kernel": kernel, "file": file + shmem}
+        sizes = {name: mib * MIB for name, mib in sizes.items()}
+        self._world.write("cg/memory.stat", STATS[self._version].format(**sizes))
+        self._world.write("cg/memory.kmem.usage_in_bytes", f"{sizes['kernel']}\n")
+        self._world.write("cg/cgroup.procs", f"{ROOT}\n11\n")
+
+
+@pytest.fixture(params=[1, 2])
+def charged(world: World, request: pytest.FixtureRequest) -> Charged:
+    return Charged(world, request.param)
+
+
+def test_what_no_process_shows_counts_in_a_cgroup_of_its_own(world: World, charged: Charged) -> None:
+    """Files in /dev/shm that nobody has mapped; page tables; but not the files on a disk, clean or not."""
+    assert world.mib(charged.tree) == 35
+    charged.holds(shmem=1800)
+    assert world.mib(charged.tree) == 1830, "at each look, as anonymous memory"
+    charged.holds(shmem=1800, kernel=12, file=4000)
+    assert world.mib(charged.tree) == 1842
+    charged.holds(anon=3, shmem=0)
+    assert world.mib(charged.tree) == 35, "what its processes show is the least"
+
+
+def test_what_the_dead_have_left_in_a_cgroup_is_nobodys_to_give_back(world: World, charged: Charged) -> None:
+    charged.holds(shmem=1800)
+    for pid in (11, ROOT):
+        world.ends(pid)
+    world.write("cg/cgroup.procs", "")
+    assert world.mib(charged.tree, MEMBERS_S) == 0
+
+
+def test_without_a_cgroup_or_once_it_is_gone_its_processes_tell(world: World, charged: Charged) -> None:
+    charged.holds(shmem=1800)
+    assert world.mib(world.tree()) == 35
+    for text in ("", "anon", "junk 7\n", f"total_rss {'9' * 50}\n"):
+        world.write("cg/memory.stat", text)
+        assert world.mib(charged.tree) == 35
+    charged.tree.close()
+    charged.tree.close()
+
+
+def test_a_v1_walk_over_very_many_files_is_no_memory_that_a_death_frees(world: World) -> None:
+    """As in a limit's own counters: no more kernel memory than the whole machine has pinned."""
+    charged = Charged(world, 1)
+    world.meminfo(SUnreclaim=50 * MIB, PageTables=10 * MIB)
+    charged.holds(anon=30, shmem=5, kernel=700)
+    assert world.mib(charged.tree) == 95
+    charged.holds(anon=30, shmem=5, kernel=12)
+    assert world.mib(charged.tree) == 47
+
+
 @pytest.mark.parametrize("cgroup", ["/nowhere", "/\0", "/\ud800", "x" * 5000])
 def test_a_cgroup_that_is_none(world: World, cgroup: str) -> None:
     world.process(ROOT, 1, 10 * MIB)

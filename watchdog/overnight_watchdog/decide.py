@@ -31,10 +31,12 @@ class Step(StrEnum):
 class Candidate:
     """A registered process, as a decision sees it.
 
-    role: cell, command, warm, daemon. cells: how many cells run in it (a warm server).
+    role: cell, command, warm, daemon. cells: how many cells run in it (a warm server). commands: it is the server of
+        commands, which has loaded nothing.
     own_bytes: what is free once it is dead. slope_bytes_per_s: how fast that grows.
     loss_s: seconds of work that would be lost. *_s: when something was done to it last, None = never.
     leaving_s: it got SIGTERM then. killed_s: SIGKILL.
+    grace_s: of a command: how long it wants from the one to the other, None = as usual.
     """
 
     pid: int
@@ -43,6 +45,7 @@ class Candidate:
     loss_s: float
     started_s: float = 0.0
     cells: int = 0
+    commands: bool = False
     slope_bytes_per_s: float = 0.0
     shrinks: bool = False
     freezes: bool = True
@@ -52,6 +55,7 @@ class Candidate:
     thawed_s: float | None = None
     leaving_s: float | None = None
     killed_s: float | None = None
+    grace_s: float | None = None
 
     @property
     def runs(self) -> bool:
@@ -76,6 +80,7 @@ class Policy:
         least, since a burst that stops looks like a calm.
     cell_grace_s, command_grace_s: from SIGTERM to SIGKILL, when there is time for it. An exact cell has nothing to
         save and dies at once, but tearing down 8 GiB took half a second (*measured*).
+    command_most_s: a command that wants another grace gets no more than that: memory is short.
     dying_s: how long a SIGKILLed process is waited for before somebody else is taken; less when headroom falls on.
     shrink_again_s: who was asked to give memory back is not asked again so soon.
     restart_cost_s: what every eviction costs beside the lost work: being claimed and forked again.
@@ -89,6 +94,7 @@ class Policy:
     freeze_least_s: float = 0.5
     cell_grace_s: float = 2.0
     command_grace_s: float = 10.0
+    command_most_s: float = 60.0
     dying_s: float = 1.0
     shrink_again_s: float = 30.0
     restart_cost_s: float = 1.0
@@ -152,6 +158,8 @@ def _rank(each: Candidate, now: Situation, policy: Policy) -> tuple[bool, int, b
 
 
 def _may_die(each: Candidate, now: Situation, policy: Policy) -> bool:
+    if each.role == "warm" and each.commands and each.cells:
+        return False  # it gives nothing back, and takes everybody else's command with it
     if each.role != "daemon":
         # Where others have filled the machine, the death of somebody who holds next to nothing is only a death.
         freed = _freed(each, now, policy)
@@ -164,12 +172,19 @@ def _overdue(now: Situation, candidates: Sequence[Candidate], policy: Policy) ->
     for each in candidates:
         if each.leaving_s is None or each.killed_s is not None:
             continue
-        grace_s = policy.cell_grace_s if each.role in ("cell", "warm") else policy.command_grace_s
-        if now.now_s - each.leaving_s >= grace_s:
+        if now.now_s - each.leaving_s >= _grace_s(each, policy):
             return Action(Step.KILL, each.pid, "grace_over")
         if now.level is Level.KILL:
             return Action(Step.KILL, each.pid, now.trigger)
     return None
+
+
+def _grace_s(each: Candidate, policy: Policy) -> float:
+    if each.role in ("cell", "warm"):
+        return policy.cell_grace_s
+    if each.role != "command" or each.grace_s is None:
+        return policy.command_grace_s
+    return min(max(0.0, each.grace_s), policy.command_most_s)
 
 
 def _end(now: Situation, candidates: Sequence[Candidate], policy: Policy) -> Action | None:

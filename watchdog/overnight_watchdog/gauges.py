@@ -9,6 +9,7 @@ from pathlib import Path
 
 from overnight_watchdog.kernel_files import KernelFile, named_numbers, whole_number
 from overnight_watchdog.limits import PROC, SYS, Bound, CgroupFolder, bounds, cgroup_at, memory_cgroups
+from overnight_watchdog.own_cgroup import KERNEL_BYTES
 from overnight_watchdog.sample import (
     MEMINFO,
     STAT1,
@@ -29,8 +30,6 @@ LIMITS_S = 4.0
 """How old the known limits may be: a container can be resized while it runs."""
 FAR_S, FAR_BYTES = 0.25, 2 * 2**30
 """A larger bound with so much more left than the whole limit is looked at so seldom: nobody fills that sooner."""
-KERNEL_BYTES = 16 * 2**20
-"""Less kernel memory than this is not looked into."""
 FOLDERS_S = 60.0
 """How old the known cgroups may be: a process is seldom moved."""
 

@@ -19,8 +19,8 @@ LOG_BYTES = 5 * 2**20
 LOGS_KEPT = 3
 
 _UNPRINTABLE = dict.fromkeys((*range(32), ord('"'), ord("\\"), 127), "?")
-"""What JSON would spell with several characters, so that 80 stay 80."""
-_SOURCE_CHARACTERS = 80
+"""What JSON would spell with several characters, so that 48 stay 48."""
+_SOURCE_CHARACTERS = 48
 """A cgroup's name may be longer than the whole heartbeat; its end says more than its beginning."""
 
 
@@ -36,7 +36,7 @@ def checksum(record: dict[str, Any]) -> str:
 
 
 def short_source(source: str) -> str:
-    """A limit's source as the heartbeat holds it: plain ASCII, at most 80 characters, the end kept."""
+    """A limit's source as the heartbeat holds it: plain ASCII, at most 48 characters, the end kept."""
     plain = source.encode("ascii", "replace").decode().translate(_UNPRINTABLE)
     return plain if len(plain) <= _SOURCE_CHARACTERS else "..." + plain[3 - _SOURCE_CHARACTERS :]
 

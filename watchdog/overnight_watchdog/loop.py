@@ -77,7 +77,7 @@ class Watchdog:
         self._stalls = stalls
         self._track = Track()
         self._tracked: tuple[str, int] | None = None
-        self._level = Level.OK
+        self._level, self._foreseen = Level.OK, False
         self._sample: Sample | None = None
         self._exhaustion_s: float | None = None
         self._reactions: deque[float] = deque(maxlen=64)
@@ -144,7 +144,7 @@ class Watchdog:
 
     def _assess(self, sample: Sample) -> Assessment:
         found = assess(self._view(sample), self._level, self._thresholds)
-        self._level = found.level
+        self._level, self._foreseen = found.level, found.trigger == "forecast"
         return found
 
     def _view(self, sample: Sample) -> View:
@@ -156,7 +156,8 @@ class Watchdog:
             folder, pages = "" if bound is None else str(bound.folder), sample.refaulted_pages
             if sample.limit_source == "machine":  # under a smaller limit others' refaults would count as ours
                 pages = self._stalls.refaulted_pages()
-            self._thrash.add(now_s, pages, self._stalls.stalled_us(folder), sample.limit_bytes)
+            stalled_us, left = self._stalls.stalled_us(folder), sample.headroom_bytes
+            self._thrash.add(now_s, pages, stalled_us, sample.limit_bytes, left)
         cells = [each for each in self._roster if each.role in ("cell", "command") and not each.leaves]
         return View(
             headroom_bytes=sample.headroom_bytes,
@@ -338,7 +339,7 @@ class Watchdog:
 
     def _seen(self, sample: Sample) -> Seen:
         hold_bytes = entry_bytes(Level.HOLD, sample.limit_bytes, self._thresholds)
-        return Seen(sample, self._level, self._track.slope(), self._exhaustion_s, hold_bytes)
+        return Seen(sample, self._level, self._track.slope(), self._exhaustion_s, hold_bytes, self._foreseen)
 
     # -- between the looks, before and after ------------------------------------------------------------------
 

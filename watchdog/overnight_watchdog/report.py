@@ -30,13 +30,14 @@ class Log(Protocol):
 @dataclass(frozen=True, slots=True)
 class Seen:
     """One look, as it is reported. slope: bytes a second by which the firm headroom shrinks. hold_bytes: the headroom
-    at which `hold` begins, under this limit."""
+    at which `hold` begins, under this limit. foreseen: the level is due to the forecast alone."""
 
     sample: Sample
     level: Level
     slope_bytes_per_s: float | None
     exhaustion_s: float | None
     hold_bytes: int = 0
+    foreseen: bool = False
 
     def numbers(self) -> dict[str, Any]:
         sample, slope, left = self.sample, self.slope_bytes_per_s, self.exhaustion_s
@@ -59,6 +60,7 @@ class Reporter:
         self._heartbeat, self._log, self._identity = heartbeat, log, identity
         self._said = Level.OK
         self._asked_s = [float("-inf")] * len(Level)
+        self._foreseen = [False] * len(Level)
         self._published_s = float("-inf")
         self._sequence = self._heartbeats_lost = 0
         self._quiet: dict[str, float] = {}
@@ -85,7 +87,7 @@ class Reporter:
         now_s, before = seen.sample.monotonic_s, self._said
         for level in Level:
             if level <= seen.level:
-                self._asked_s[level] = now_s
+                self._asked_s[level], self._foreseen[level] = now_s, seen.foreseen
         self._said = max(level for level in Level if now_s - self._asked_s[level] < CALM_S)
         if self._said is not before:
             severity = "warning" if self._said > before else "info"
@@ -105,6 +107,7 @@ class Reporter:
             "level": self._said.label,
             "limit_source": short_source(seen.sample.limit_source),
             "hold_bytes": seen.hold_bytes,
+            "foreseen": self._foreseen[self._said],
             "frozen": frozen,
             "sequence": self._sequence,
             "monotonic_s": now_s,

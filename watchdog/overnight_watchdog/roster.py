@@ -116,6 +116,7 @@ class Guarded:
             pid=self.pid,
             role=self.role,
             cells=number(self.entry.get("cells")),
+            commands=self.entry.get("engine") == "command",
             own_bytes=self.own_bytes,
             slope_bytes_per_s=self.track.slope() or 0.0,
             loss_s=self.loss_s(now_s),
@@ -128,6 +129,7 @@ class Guarded:
             thawed_s=self.thawed_s,
             leaving_s=self.leaving_s,
             killed_s=self.killed_s,
+            grace_s=self._seconds("grace_s"),
         )
 
 

@@ -42,6 +42,10 @@ LEFTOVER_GRACE_S = 1.0
 KILL_S = 10.0
 """Who does not die of SIGKILL within that sits in the kernel, on a disk or a device."""
 
+SAID_BYTES = 2**14
+"""Of stderr, to judge by: Node and Go say that they were refused memory ahead of a trace of several KiB (*measured*:
+2.3 KiB of Node 20). STDERR_BYTES of it are kept as evidence."""
+
 OOM_SCORE_ADJ = 0
 """Far below the 800 that the command inherits: in a small cgroup, or a fork bomb of small processes, the runner is the
 largest of all by what it has from its warm server. The kernel shall take the command, and the runner say so."""
@@ -65,7 +69,7 @@ def run(
 ) -> Ending:
     """Run the command of `spec` in `folder` to its end. Raises CellError for the disk's faults and a held lock only.
 
-    For a freshly forked process with one thread: it becomes a subreaper, and SIGTERM and SIGCHLD stay blocked.
+    For a freshly forked process with one thread: it becomes a subreaper, and SIGTERM, SIGCHLD and SIGCONT stay blocked.
     token: OVERNIGHT_ATTEMPT, by which leftovers are found. cgroup: the folder of the cell's own memory cgroup, that
     this process is in; the command inherits it, the runner leaves it. dispatcher_pid: whose SIGTERM is passed on to
     the tree. environ: what the command inherits, our own environment by default.
@@ -75,8 +79,9 @@ def run(
         try:
             signals = _signal_fd()
             command_start.adopt_orphans()
-            for left in folder.glob(".*.tmp"):  # of an attempt that was killed while it wrote
-                left.unlink(missing_ok=True)
+            for name in os.listdir(folder):  # noqa: PTH208 - a pattern would be compiled in each child anew
+                if name.startswith(".") and name.endswith(".tmp"):  # of an attempt that was killed while it wrote
+                    (folder / name).unlink(missing_ok=True)
             plan = command_start.prepare(
                 spec,
                 folder,
@@ -114,7 +119,7 @@ class _Runner:
         self.tree = CommandTree(started.pid, cgroup)
         self.streams = Streams(
             Stream(started.stdout, Log(folder / "stdout.log"), Tail(LAST_LINE_BYTES)),
-            Stream(started.stderr, Log(folder / "stderr.log"), Tail(STDERR_BYTES)),
+            Stream(started.stderr, Log(folder / "stderr.log"), Tail(SAID_BYTES)),
             signals,
         )
         self.asked = self.grace_over = self._passed_on = False
@@ -146,12 +151,18 @@ class _Runner:
         self.streams.finish()
 
     def _hear(self) -> None:
-        """SIGTERM: remember when it has to be over, and pass it on unless everybody was told by the sender."""
+        """SIGTERM: remember when it has to be over, and pass it on unless everybody was told by the sender.
+
+        SIGCONT: so does the tree go on. A watchdog stops all of us, and whoever takes its place when it is dead may
+        reach the runner alone. Only then: a command may have stopped children of its own on purpose (job control), and
+        nobody else's SIGCONT comes to us while it works. After SIGTERM, so that nobody goes on who has yet to be told
+        to leave; who was told is not hurt by one SIGCONT more."""
         try:
             data = os.read(self._signals, 16 * _SIGINFO.size)
         except BlockingIOError:
             return
-        for number, _, _, sender in _SIGINFO.iter_unpack(data):
+        heard = list(_SIGINFO.iter_unpack(data))
+        for number, _, _, sender in heard:
             if number != signal.SIGTERM:
                 continue
             # Whoever tells everybody may have told the command first: its end may be seen before we are told.
@@ -160,6 +171,8 @@ class _Runner:
             if not self._passed_on and not _tells_everybody(sender, self._dispatcher):
                 self._passed_on = True
                 self.tree.ask_to_leave()
+        if any(number == signal.SIGCONT for number, *_ in heard):
+            self.tree.continue_all()
 
     def _ask_the_rest(self) -> None:
         """The command is gone and others are not. Those who were asked to leave together with it have their time."""
@@ -184,6 +197,7 @@ class _Runner:
 
 def _conclude(spec: Mapping[str, Any], folder: Path, plan: command_start.Plan, runner: _Runner) -> Ending:
     out, err, status = runner.streams.out, runner.streams.err, runner.tree.status
+    said = err.tail.text()
     result = command_result.Result()
     if command_ending.exit_code(status) == 0:
         result = command_result.read(folder, out.tail.last_line())
@@ -195,12 +209,12 @@ def _conclude(spec: Mapping[str, Any], folder: Path, plan: command_start.Plan, r
             grace_s=runner.grace_s,
             result=result.value is not None,
             limited=bool(plan.limits),
-            stderr=err.tail.text(),
+            stderr=said,
         )
     )
     evidence: dict[str, Any] = {
         **command_ending.how(status),
-        "stderr_tail": err.tail.text(),
+        "stderr_tail": said.encode()[-STDERR_BYTES:].decode(errors="replace").strip(),
         "leftovers": runner.leftovers,
         "unkilled": runner.unkilled,
         "output_lost_bytes": runner.streams.lost_bytes,
@@ -264,10 +278,11 @@ def _lock(folder: Path) -> int:
 
 
 def _signal_fd() -> int:
-    """SIGTERM and SIGCHLD as a descriptor: the sender's pid comes with it, and nothing has to wake up to look.
+    """SIGTERM, SIGCHLD and SIGCONT as a descriptor: the sender's pid comes with it, and nothing has to wake up to look.
+    A blocked SIGCONT continues us all the same.
 
     Python has no signalfd. Raises OSError."""
-    wanted = (signal.SIGTERM, signal.SIGCHLD)
+    wanted = (signal.SIGTERM, signal.SIGCHLD, signal.SIGCONT)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would take the statuses away
     signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
     mask = sum(1 << (number - 1) for number in wanted).to_bytes(8, sys.byteorder) + bytes(120)

@@ -5,7 +5,7 @@
 | exit 0; when it had been asked to leave, only with a result | completed |
 | exit 75 | yielded, put_back |
 | anything else after it had been asked to leave | terminated (the dispatcher knows by whom) |
-| the words of a refused allocation at the end of stderr, under a limit of its own | over_cap, memory_error |
+| under a limit of its own: words of a refused allocation at the end of stderr | over_cap, memory_error |
 | SIGKILL, SIGTERM, SIGINT, SIGHUP from somebody else | lost, killed (the dispatcher looks for an OOM kill first) |
 | any other signal | failed, crashed |
 | any other exit status | failed, exit_status |
@@ -22,11 +22,30 @@ EX_PUT_BACK = 75
 """EX_TEMPFAIL of sysexits.h: "put me back, I go on from my checkpoint"."""
 
 _INTERRUPTING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_END_CHARACTERS = 2048
 _REFUSED = (
     *("memoryerror", "bad_alloc", "cannot allocate memory", "can't allocate memory", "can't start new thread"),
     *("memory exhausted", "memory allocation of", "memory allocation failed", "failed to map segment"),
+    *("cannot allocate vector", "(errno=12)", "array buffer allocation failed", "out of memory!"),
 )
-"""How Python, C++, libc, torch, the GNU tools, Rust and the dynamic linker say that they were refused memory."""
+"""How Python and Java (its OutOfMemoryError), C++, libc, torch, the GNU tools, Rust, the dynamic linker, R, the Java
+machine, Node's buffers and Perl say that they were refused memory. In small letters, looked for in the last 2048
+characters: an error that was survived earlier explains nothing."""
+
+_LAST_WORDS = ("heap out of memory", "out of memory: cannot allocate", "native memory allocation (")
+"""Node, Go and the Java machine die of it, and print a trace of any length behind these."""
+
+_VAGUE = (
+    *("out of memory", "not enough memory", "insufficient memory", "enomem", "allocation failed"),
+    *("failed to allocate", "unable to allocate", "could not allocate"),
+)
+"""Enough when it crashed: many a library logs a refusal, goes on, and meets a null pointer."""
+
+_DEVICE = (
+    *("cuda out of memory", "cuda error: out of memory", "cuda_error_out_of_memory", "cudaerrormemoryallocation"),
+    *("hip out of memory", "hip error: out of memory", "xpu out of memory", "mps backend out of memory"),
+)
+"""The memory of a graphics card, which no cap of ours is about."""
 
 _LINE_CHARACTERS = 200
 
@@ -49,7 +68,7 @@ class Left:
 
     status: its wait status, None when it would not even die of SIGKILL. asked: it had been asked to leave (SIGTERM);
     grace_over: and did not, within `grace_s`. result: it left a result. limited: a limit of its own on its data or
-    its address space was in force. stderr: the end of what it wrote there.
+    its address space was in force. stderr: the end of what it wrote there (some 16 KiB, for the long traces).
     """
 
     status: int | None
@@ -73,7 +92,7 @@ def judge(left: Left) -> Ending:
     if code is None:
         return Ending("lost", "killed", "the command would not die, not even of SIGKILL")
     said = _with(last_line(left.stderr))
-    if left.limited and any(word in left.stderr.lower() for word in _REFUSED):
+    if left.limited and _was_refused(left.stderr.lower(), crashed=code < 0 and -code not in _INTERRUPTING):
         return Ending("over_cap", "memory_error", f"the command met its memory cap, and {left_with(code)}{said}")
     if code >= 0:
         return Ending("failed", "exit_status", f"the command {left_with(code)}{said}")
@@ -104,6 +123,16 @@ def last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     line = lines[-1] if lines else ""
     return line if len(line) <= _LINE_CHARACTERS else f"{line[:_LINE_CHARACTERS]}..."
+
+
+def _was_refused(said: str, *, crashed: bool) -> bool:
+    """said: in small letters. A crash without a word about memory is a crash, whatever limit was in force: most are."""
+    end = said[-_END_CHARACTERS:]
+    if any(words in end for words in _DEVICE):
+        return False
+    if any(words in said for words in _LAST_WORDS):
+        return True
+    return any(words in end for words in ((*_REFUSED, *_VAGUE) if crashed else _REFUSED))
 
 
 def _terminated(left: Left, code: int | None) -> str:

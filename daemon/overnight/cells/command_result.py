@@ -1,6 +1,8 @@
 """What a command leaves behind: its result, the files to keep, result.json.
 
-result.json holds nothing that varies from run to run: the same result gives the same bytes.
+result.json holds nothing that varies from run to run: the same result gives the same bytes. Its `files` are
+{name, bytes, sha256}; where a name is no UTF-8, `name` has \\xNN for the bytes that are none, and `name_bytes` is the
+name itself in hex.
 """
 
 from __future__ import annotations
@@ -144,8 +146,21 @@ def _copy(cwd: Path, name: str, target: Path) -> dict[str, Any]:
 
     durable.make_folders((target / name).parent)
     durable.write_atomic(target / name, pieces())
-    # Names are bytes; JSON wants text.
-    return {"name": os.fsencode(name).decode(errors="backslashreplace"), "bytes": size, "sha256": digest.hexdigest()}
+    return {**_named(os.fsencode(name)), "bytes": size, "sha256": digest.hexdigest()}
+
+
+def _named(name: bytes) -> dict[str, str]:
+    """Names are bytes; JSON wants text."""
+    try:
+        return {"name": name.decode()}
+    except UnicodeDecodeError:
+        return {"name": name.decode(errors="backslashreplace"), "name_bytes": name.hex()}
+
+
+def kept_path(folder: Path, file: Mapping[str, Any]) -> Path:
+    """Where the file of an entry of result.json is. Raises KeyError, TypeError or ValueError for what is no entry."""
+    name = os.fsdecode(bytes.fromhex(file["name_bytes"])) if "name_bytes" in file else file["name"]
+    return folder / KEPT_FOLDER / name
 
 
 def write(spec: Mapping[str, Any], folder: Path, result: Result, files: list[dict[str, Any]]) -> str:

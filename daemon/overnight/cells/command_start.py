@@ -33,14 +33,19 @@ class Refused(Exception):
         self.outcome, self.reason_code = outcome, reason_code
 
 
+UMASK = "OVERNIGHT_UMASK"
+"""The umask of whoever ran `overnight up`: our own keeps var/ private."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What is to be executed. limits: (resource, soft limit in bytes)."""
+    """What is to be executed. limits: (resource, soft limit in bytes). umask: None = as it is."""
 
     argv: list[str]
     environ: dict[str, str]
     cwd: Path
     limits: tuple[tuple[int, int], ...] = ()
+    umask: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +94,17 @@ def prepare(
     if cap_bytes is not None:
         told["OVERNIGHT_MEMORY_BYTES"] = str(cap_bytes)
     # A daemon may itself be a cell's command: what that one was told of its cap is none of this one's business.
-    inherited = {name: value for name, value in environ.items() if name != "OVERNIGHT_MEMORY_BYTES"}
-    return Plan(argv, inherited | own | told, _cwd(spec["cwd"], folder), _limits(cap, cap_bytes, cgroup))
+    inherited = {name: value for name, value in environ.items() if name not in ("OVERNIGHT_MEMORY_BYTES", UMASK)}
+    limits = _limits(cap, cap_bytes, cgroup)
+    return Plan(argv, inherited | own | told, _cwd(spec["cwd"], folder), limits, _umask(environ.get(UMASK, "")))
+
+
+def _umask(text: str) -> int | None:
+    """What `overnight up` was run with; None when it did not say."""
+    try:
+        return int(text, 8) & 0o777
+    except ValueError:
+        return None
 
 
 def _cwd(cwd: str, folder: Path) -> Path:
@@ -170,6 +184,8 @@ def _become(plan: Plan, runner: int, pipes: tuple[int, int, int]) -> NoReturn:
             os.dup2(fd, target, inheritable=target < 3)
         failed = 3
         os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+        if plan.umask is not None:
+            os.umask(plan.umask)
         step = b"c"
         os.chdir(plan.cwd)
         step = b"l"

@@ -57,6 +57,14 @@ def in_cgroup(folder: str | os.PathLike[str], proc_root: Path = PROC) -> list[Me
     return [member for member in members if member.pid in still]
 
 
+def oldest_child(pid: int, proc_root: Path = PROC) -> Member | None:
+    """Of a runner: its command, while that is alive. All others were started by that one, and orphaned."""
+    found = _children(pid, proc_root) if _has_children_file(proc_root) else _table(proc_root).get(pid, ())
+    members = [member for child in found if (member := member_of(child, proc_root)) is not None]
+    mine = [member for member in members if member.parent == pid]
+    return min(mine, key=lambda member: (member.start_ticks, member.pid), default=None)
+
+
 def member_of(pid: int, proc_root: Path = PROC) -> Member | None:
     """None when there is no such process, or a zombie."""
     data = _read(f"{proc_root}/{pid}/stat")
@@ -176,6 +184,11 @@ class CommandTree:
             members = self.members()
             for number in (signal.SIGTERM, signal.SIGCONT):
                 _send(members, number)
+
+    def continue_all(self) -> None:
+        """SIGCONT to everybody."""
+        with _hurried():
+            _send(self.members(), signal.SIGCONT)
 
     def kill(self, within_s: float) -> int:
         """SIGKILL everybody, until nobody is left. Returns how many do not die within the time.

@@ -37,6 +37,26 @@ def fill(text: str, values: Mapping[str, Any], *, quote: bool = False) -> str:
     return "".join(parts)
 
 
+def quoted_names(line: str) -> list[str]:
+    """The names that stand between quotes in a line for a shell: their values are quoted already when they are filled
+    in, and within another pair of quotes that would be undone: a value could become code. Raises ValueError."""
+    found, quote, escaped = [], "", False
+    for literal, name in _pieces(line):
+        for character in literal:
+            if escaped:
+                escaped = False
+            elif character == "\\" and quote != "'":
+                escaped = True
+            elif quote:
+                quote = "" if character == quote else quote
+            elif character in "'\"":
+                quote = character
+        if name is not None and (quote or escaped):
+            found.append(name)
+        escaped = escaped and name is None
+    return found
+
+
 def values_of(spec: Mapping[str, Any]) -> dict[str, Any]:
     """What a full specification has for its placeholders: its coordinates, the cell's key and a seed.
 

@@ -32,17 +32,22 @@ def run(args: argparse.Namespace) -> int:
             return 0
         limit = args.limit or _ROWS
         rows = list(itertools.islice(found, limit + 1))
+        commands = {grid.id for grid in queue.grids() if grid.spec.get("kind") == "command"}
     shown = rows[:limit]
     state = common.daemon_state(paths)
     live = {row["cell_id"]: (row["turn"], row["output_tokens"]) for row in (state["running"] if state else [])}
     heads = ("id", "grid", "cell", "status", "turns", "tokens", "attempts", "tries", "ended by", "reason")
     lines: list[tuple[object, ...]] = []
+    optional = ["grid", "tries", "ended by", "reason"]
+    if shown and all(row.grid_id in commands for row in shown):
+        optional += ["turns", "tokens"]  # a command has none
     for row in shown:
-        turns, tokens = max((row.turns, row.output_tokens), live.get(row.id, (0, 0)))
+        counted = max((row.turns, row.output_tokens), live.get(row.id, (0, 0)))
         grid = "" if args.grid else row.grid
         how = (row.attempts, row.tries_used, row.end_reason or "-", (row.reason or "-")[:80])
-        lines.append((row.id, grid, row.key, row.status, turns, tokens, *how))
-    print(text.table(heads, lines, optional=("grid", "tries", "ended by", "reason")))
+        told = (None, None) if row.grid_id in commands else counted
+        lines.append((row.id, grid, row.key, row.status, *told, *how))
+    print(text.table(heads, lines, optional=optional))
     if len(rows) > limit:
         print(f"... more than {limit} rows: use --limit, --status or GRID")
     return 0

@@ -48,11 +48,14 @@ def run(args: argparse.Namespace) -> int:
         beat = Beat(paths.beat)
         cgroup = _join_budget(paths, config, log)
         cgroups = _cell_cgroups(paths, config, log)
+        started = False
         while not stop.requested:
             try:
                 # A submit of a million cells holds the write lock for many seconds: the loop must not stand still.
                 with Queue.open(paths.queue, check=True, busy_timeout_s=1.0) as queue:
-                    log.info("daemon_started", pid=os.getpid(), home=str(paths.home))
+                    if not started:
+                        log.info("daemon_started", pid=os.getpid(), home=str(paths.home))
+                    started = True
                     gc.collect()
                     Dispatcher(
                         paths,
@@ -102,7 +105,7 @@ def _cell_cgroups(paths: Paths, config: Config, log: Any) -> CellCgroups | None:
     from overnight.dispatch.budget_cgroup import Missing
     from overnight.dispatch.cell_cgroups import CellCgroups
 
-    if not config.memory.caps:
+    if config.memory.caps == "rlimit":
         return None
     try:
         return CellCgroups.open(paths.home)

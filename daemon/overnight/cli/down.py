@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import http.client
+import sys
 from typing import Any
 from xmlrpc.client import Fault
 
 from overnight.cli import common, supervise
+from overnight.dispatch import leftovers
+from overnight.dispatch.signals import Handle
 from overnight.errors import UserError
 from overnight.paths import Paths
 from overnight.queue.states import Status
 
-_WAIT_S = 60.0
+_QUICK_S, _WAIT_S = 5.0, 360.0
+"""Commands may take their grace to leave, five minutes at most; supervisord ends the daemon soon after that."""
 
 
 def add(commands: Any) -> None:
@@ -26,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     supervisor = supervise.rpc(paths)
     if supervisor is None:
         if (lost := supervise.find(paths)) is None:
-            print("not running")
+            print("not running" + _sweep(paths))
             return 0
         if not supervise.end(lost):
             raise UserError(f"a supervisord without a socket does not stop: pid {lost.pid}; end it by hand")
@@ -35,9 +39,23 @@ def run(args: argparse.Namespace) -> int:
         supervisor.shutdown()
     except (Fault, OSError, http.client.HTTPException):
         pass  # somebody else's `down` was quicker
+    if not supervise.wait_gone(paths, pid, _QUICK_S):
+        print("waiting for cells to leave ...", file=sys.stderr, flush=True)
     if not supervise.wait_gone(paths, pid, _WAIT_S):
         raise UserError(f"supervisord (pid {pid}) is still stopping after {_WAIT_S:.0f} s: see {paths.log}")
     return _stopped(paths)
+
+
+def _sweep(paths: Paths) -> str:
+    """What commands have put aside outlives everything else that is killed at once. Not while a daemon lives."""
+    if common.daemon_state(paths) is not None:
+        return ""
+    ended = 0
+    for pid, ticks in leftovers.find(leftovers.token(paths.home)):
+        if (handle := Handle.open(pid, ticks)) is not None:
+            ended += handle.kill()
+            handle.close()
+    return f"; {ended} processes that commands had left behind were ended" if ended else ""
 
 
 def _stopped(paths: Paths) -> int:

@@ -1,4 +1,6 @@
-"""`overnight run FILE`: up, submit, and follow until every cell has ended. Ctrl-C detaches; the work goes on."""
+"""`overnight run FILE`, or `run --command '...'`: up, submit, and follow until every cell has ended.
+
+Ctrl-C detaches; the work goes on."""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ _SUMMARY_ROWS = 60
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("run", help="up + submit + follow until done; Ctrl-C detaches, the work goes on")
+    parser = commands.add_parser(
+        "run",
+        help="a grid file or a --command to its end: up + submit + follow; Ctrl-C detaches, the work goes on",
+    )
     submit.add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -49,7 +54,7 @@ def follow(paths: Paths, queue: Queue, name: str) -> None:
             for row in common.all_cells(queue, name):
                 if seen.get(row.id) != row.status:
                     seen[row.id] = row.status
-                    screen.line(_said(row))
+                    screen.line(_said(row, is_command=_is_command(grid)))
         state = common.daemon_state(paths)
         screen.progress(_progress(grid, state))
         if not grid.counts.get(Status.PENDING) and not grid.counts.get(Status.RUNNING):
@@ -72,18 +77,22 @@ def summary(paths: Paths, queue: Queue, name: str) -> int:
         if len(rows) >= _SUMMARY_ROWS:
             break
     if rows:
-        print(_table(rows))
-    print(f"\n{name}: {done} of {total} cells done; transcripts in {paths.grid_results(name)}")
+        print(_table(rows, is_command=_is_command(grid)))
+    what = "results" if _is_command(grid) else "transcripts"
+    print(f"\n{name}: {done} of {total} cells done; {what} in {paths.grid_results(name)}")
     return 0 if done == total else 1
 
 
-def _table(rows: list[CellRow]) -> str:
-    """One row a cell, within 80 columns for keys of ordinary length; attempts only where there was more than one."""
+def _table(rows: list[CellRow], *, is_command: bool) -> str:
+    """One row a cell, within 80 columns for keys of ordinary length; attempts only where there was more than one, turns
+    and tokens only of what has any."""
     several = any(row.attempts > 1 for row in rows)
-    heads = ["cell", "status", "turns", "tokens", "ended by", "took", *(["attempts"] if several else []), "sha256"]
+    counted = [] if is_command else ["turns", "tokens"]
+    heads = ["cell", "status", *counted, "ended by", "took", *(["attempts"] if several else []), "sha256"]
     lines = []
     for row in rows:
-        line: list[object] = [row.key, row.status, row.turns, row.output_tokens]
+        line: list[object] = [row.key, row.status]
+        line += [] if is_command else [row.turns, row.output_tokens]
         line += [row.end_reason or row.reason_code or "-", text.duration(row.run_s)]
         line += [row.attempts] if several else []
         lines.append([*line, (row.transcript_sha256 or "-")[:8]])
@@ -94,8 +103,13 @@ def _small(grid: GridRow) -> bool:
     return sum(grid.counts.values()) <= 1000
 
 
-def _said(row: CellRow) -> str:
-    detail = f" ({row.turns} turns, {row.output_tokens} tokens, {row.end_reason})" if row.status == Status.DONE else ""
+def _is_command(grid: GridRow) -> bool:
+    return grid.spec.get("kind") == "command"
+
+
+def _said(row: CellRow, *, is_command: bool) -> str:
+    counted = "" if is_command else f"{row.turns} turns, {row.output_tokens} tokens, "
+    detail = f" ({counted}{row.end_reason})" if row.status == Status.DONE else ""
     reason = f": {row.reason}" if row.reason and row.status != Status.RUNNING else ""
     return f"{row.key}: {row.status}{detail}{reason}"
 
@@ -104,7 +118,8 @@ def _progress(grid: GridRow, state: dict[str, Any] | None) -> str:
     done, total = grid.counts.get(Status.DONE, 0), sum(grid.counts.values())
     parts = [f"{done}/{total} done"]
     if state is not None:
-        parts += [f"{r['cell']} turn {r['turn']}" for r in state["running"] if r["grid"] == grid.name][:4]
+        mine = [row for row in state["running"] if row["grid"] == grid.name][:4]
+        parts += [row["cell"] if _is_command(grid) else f"{row['cell']} turn {row['turn']}" for row in mine]
         if any(server["state"] == "loading" for server in state["warm"]):
             parts.append("loading the model")
         if state["holding"] not in ("", "slots"):

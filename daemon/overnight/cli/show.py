@@ -13,9 +13,11 @@ from overnight.config import load_config
 from overnight.dispatch import claims, predict
 from overnight.dispatch.claims import Claim
 from overnight.paths import Paths
+from overnight.queue import specs
 from overnight.queue.store import CellRow, Queue
 
 _NO_BOUND = 2**62
+"""No daemon lives that says how much there is."""
 
 
 def add(commands: Any) -> None:
@@ -75,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     if rows:
         heads = ("attempt", "outcome", "turns", "started", "took", "load", "replay", "claim", "peak", "reason")
-        print("\n" + text.table(heads, rows))
+        of_models = ("turns", "load", "replay") if spec["kind"] == "command" else ()
+        print("\n" + text.table(heads, rows, optional=of_models))
     return 0
 
 
@@ -88,8 +91,23 @@ def _claim(paths: Paths, queue: Queue, row: CellRow, spec: dict[str, Any]) -> Cl
         hint=queue.grid(row.grid).policy.get("memory_bytes"),
         predicted=predict.cell_bytes(spec, paths.models),
         prior=load_config(paths.config).memory.prior,
-        most=_NO_BOUND,
+        most=_most_bytes(paths, spec),
     )
+
+
+def _most_bytes(paths: Paths, spec: dict[str, Any]) -> int:
+    """All that one cell can have beside its warm server, as admission bounds it: limit - reserve - what the daemon and
+    the watchdog hold - that server."""
+    state = common.daemon_state(paths)
+    most: int | None = None if state is None else (state.get("memory") or {}).get("most_bytes")
+    if state is None or most is None:
+        return _NO_BOUND
+    warm = specs.warm_specification(spec)
+    # As WarmServer.describe names it.
+    name = f"{warm['engine']} {warm['source']} {warm['dtype']}" if warm else "commands"
+    held = [row["bytes"] for row in state["warm"] if row["model"] == name and row["state"] == "ready" and row["bytes"]]
+    server: int = max(held) if held else predict.server_bytes(warm, paths.models)
+    return max(0, most - server)
 
 
 def _command(spec: dict[str, Any]) -> str:

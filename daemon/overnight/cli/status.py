@@ -46,11 +46,14 @@ def run(args: argparse.Namespace) -> int:
 def collect(paths: Paths, queue: Queue) -> dict[str, Any]:
     """Everything that `status` shows, as JSON values."""
     state = common.daemon_state(paths)
+    grids = queue.grids()
+    commands = {grid.name for grid in grids if grid.spec.get("kind") == "command"}
     now = pressure.read(paths.pressure)
     slots = state["slots"] if state else 1
     running = state["running"] if state else []
     for row in running:
         row.update(_memory(row["pid"]))
+        row["kind"] = "command" if row["grid"] in commands else "idle_loop"
     warm = state["warm"] if state else []
     for server in warm:
         server.update(_memory(server["pid"]))
@@ -76,7 +79,7 @@ def collect(paths: Paths, queue: Queue) -> dict[str, Any]:
             "exhaustion_s": now.exhaustion_s,
         },
         "cells": {str(status): count for status, count in queue.counts().items()},
-        "grids": [_grid(queue, grid, slots, running) for grid in queue.grids()],
+        "grids": [_grid(queue, grid, slots, running) for grid in grids],
         "running": running,
         "warm": warm,
     }
@@ -155,7 +158,7 @@ def _show(found: dict[str, Any]) -> None:
             print(f"          {more}")
     if (memory := found["memory"]) is not None:
         claimed = f"{text.size(memory['claimed_bytes'])} by cells, {text.size(memory['warm_bytes'])} by warm servers"
-        most = memory["limit_bytes"] - memory["reserve_bytes"]
+        most = memory.get("most_bytes", memory["limit_bytes"] - memory["reserve_bytes"])
         print(f"claimed   {claimed}, of {text.size(most)} ({text.size(memory['reserve_bytes'])} are kept free)")
     counts = ", ".join(f"{count} {status}" for status, count in found["cells"].items() if count)
     print(f"cells     {counts or 'none; submit a grid: overnight submit FILE'}")
@@ -185,21 +188,23 @@ def _show(found: dict[str, Any]) -> None:
         ]
         print("\n" + text.table(heads, rows, optional=("failed", "quarantined", "cancelled")))
     if found["running"]:
+        commands = [row["kind"] == "command" for row in found["running"]]
         rows = [
             (
                 f"{row['grid']}/{row['cell']}",
                 row["phase"],
-                row["turn"],
-                row["output_tokens"],
+                None if is_command else row["turn"],
+                None if is_command else row["output_tokens"],
                 text.duration(row["seconds"]),
                 row["pid"],
                 text.size(row["bytes"]),
                 text.size(row["claim_bytes"]),
                 text.size(row["peak_bytes"]),
             )
-            for row in found["running"]
+            for row, is_command in zip(found["running"], commands, strict=True)
         ]
-        print("\n" + text.table(("running", "phase", "turn", "tokens", "since", "pid", "holds", "claim", "peak"), rows))
+        columns = ("running", "phase", "turn", "tokens", "since", "pid", "holds", "claim", "peak")
+        print("\n" + text.table(columns, rows, optional=("turn", "tokens") if all(commands) else ()))
     if found["warm"]:
         rows = [
             (

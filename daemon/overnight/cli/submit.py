@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from overnight.cli import command_options, common
+from overnight.durable import canonical
 from overnight.errors import GridError, ModelError
 from overnight.paths import Paths
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _PATH = re.compile(r"/|\.gguf$|^\.")
 
+_LARGEST_SPEC_BYTES = 128 * 1024
 _QUICK_S = 3.0
 """What takes longer than this is worth a word; a refusal comes sooner, and alone."""
 
@@ -71,7 +73,9 @@ def submit(paths: Paths, args: argparse.Namespace) -> tuple[str, str]:
     if args.runs is not None:
         grid = grid.model_copy(update={"runs": args.runs})
     only = _filters(args)
-    _prepare_models(paths, [cell.template for cell in _one_a_template(expand(grid, only=only, engine=args.engine))])
+    templates = [cell.template for cell in _one_a_template(expand(grid, only=only, engine=args.engine))]
+    _refuse_large(grid.name, templates)
+    _prepare_models(paths, templates)
     aside = common.Aside(paths, grid.name)
     with common.open_queue(paths) as queue:
         done = queue.enqueue(
@@ -86,6 +90,16 @@ def submit(paths: Paths, args: argparse.Namespace) -> tuple[str, str]:
     if done.replaced:
         parts.append(f"{done.replaced} replaced" + (f" ({aside})" if aside.moved else ""))
     return grid.name, ", ".join(parts)
+
+
+def _refuse_large(grid: str, templates: list[dict[str, Any]]) -> None:
+    """A cell's specification travels to its process in one packet. Raises GridError."""
+    largest = max((len(canonical(template).encode()) for template in templates), default=0)
+    if largest > _LARGEST_SPEC_BYTES:
+        raise GridError(
+            f"grid {grid}: one cell's specification is {largest // 1024} KiB, expected at most "
+            f"{_LARGEST_SPEC_BYTES // 1024} KiB; put long texts into a file that the command reads"
+        )
 
 
 def _from_file(args: argparse.Namespace) -> AnyGrid:

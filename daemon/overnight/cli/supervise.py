@@ -21,7 +21,8 @@ from overnight.paths import Paths
 
 PROGRAMS = ("watchdog", "daemon")
 _ANSWER_S = 5.0
-_STOPPING_S = 60.0
+_STOPPING_S = 360.0
+_ENDING_S = 60.0
 _SOCKET_PATH_MAX = 100
 """A unix socket's path has room for 107 bytes; supervisord binds a temporary name that is a little longer."""
 
@@ -60,9 +61,12 @@ def rpc(paths: Paths) -> Any:
 
 
 def environment() -> dict[str, str]:
-    """supervisord finds `overnight` on PATH: the one that belongs to this interpreter comes first."""
+    """supervisord finds `overnight` on PATH: the one that belongs to this interpreter comes first. Its own umask keeps
+    var/ private; the files that commands write elsewhere get the user's."""
     bin_folder = str(Path(sys.executable).parent)
-    return {**os.environ, "PATH": os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])}
+    path = os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])
+    os.umask(mask := os.umask(0o077))
+    return {**os.environ, "PATH": path, "OVERNIGHT_UMASK": f"{mask:03o}"}
 
 
 def command(paths: Paths, *, foreground: bool = False) -> list[str]:
@@ -145,7 +149,7 @@ def find(paths: Paths) -> Handle | None:
     return None
 
 
-def end(handle: Handle, timeout_s: float = _STOPPING_S) -> bool:
+def end(handle: Handle, timeout_s: float = _ENDING_S) -> bool:
     """Have a supervisord stop in good order (SIGTERM); False when it is still there after the time."""
     handle.ask_to_leave()
     try:

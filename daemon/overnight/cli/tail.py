@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from overnight.cells.command_streams import LOGS_KEPT
 from overnight.cells.transcript import unseal
 from overnight.cli import common, text
 from overnight.errors import UserError
 from overnight.queue.states import ENDED
 
 _LOOK_S = 0.3
+_LONGEST_BYTES = 2**20
+"""A line that a rotation has cut is put together again, up to this length."""
 
 
 def add(commands: Any) -> None:
@@ -24,6 +28,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "-n", "--turns", type=common.positive, metavar="N", help="begin with the last N turns (or lines)"
     )
+    parser.add_argument("--stderr", action="store_true", help="a command's stderr.log instead of its stdout.log")
     parser.add_argument("--grid", metavar="G", help="where to look for CELL")
     parser.set_defaults(run=run)
 
@@ -33,12 +38,13 @@ def run(args: argparse.Namespace) -> int:
     with common.open_queue(paths) as queue:
         row = common.select_cells(queue, [args.cell], args.grid)[0]
         is_command = queue.cell_spec(row.id)["kind"] == "command"
-        path = (
-            paths.cell_results(row.grid, row.key) / "stdout.log" if is_command else paths.transcript(row.grid, row.key)
-        )
+        if args.stderr and not is_command:
+            raise UserError(f"--stderr is for commands, and {row.grid}/{row.key} is an idle loop; leave it out")
+        log = "stderr.log" if args.stderr else "stdout.log"
+        path = paths.cell_results(row.grid, row.key) / log if is_command else paths.transcript(row.grid, row.key)
         if not path.exists() and not args.follow:
             hope = "" if row.status in ENDED else " yet; -f waits for it"
-            missing = "has printed nothing" if is_command else "has no transcript"
+            missing = f"has no {log}" if is_command else "has no transcript"
             raise UserError(f"{row.grid}/{row.key} is {row.status} and {missing}{hope}")
         try:
             _tail(
@@ -74,28 +80,86 @@ class _Lines:
 
 
 def _tail(path: Path, args: argparse.Namespace, of: _Turns | _Lines, ended: Callable[[], bool]) -> None:
-    while args.follow and not path.exists():
-        if ended():
+    while (stream := _open(path)) is None:
+        if not args.follow or ended():
             return
         time.sleep(_LOOK_S)
-    with path.open("rb") as stream:
+    try:
         if args.turns is not None:
             _skip(stream, args.turns, of.header_lines)
-        over = False
+        cut, over = b"", False
         while True:
-            at = stream.tell()
-            line = stream.readline()
-            if line.endswith(b"\n"):
-                of.show(line)
-                continue
-            if over or not args.follow:
-                if line and isinstance(of, _Lines):
-                    of.show(line)  # a last line without its end
+            cut = _whole_lines(stream, of, cut)
+            newer = _newer(path, stream) if args.follow else None
+            if newer is not None:
+                cut = _rest(stream, of, cut)  # what was written before it was moved
+                stream.close()
+                stream, over = newer, False
+            elif args.follow and os.fstat(stream.fileno()).st_size < stream.tell():
+                stream.seek(0)  # somebody emptied it
+                cut = b""
+            elif over or not args.follow:
+                _rest_is_last(of, cut + stream.read())
                 return
+            else:
+                over = ended()  # then one more look: the last turn may have been written since
+                if not over:
+                    time.sleep(_LOOK_S)
+    finally:
+        stream.close()
+
+
+def _open(path: Path) -> BinaryIO | None:
+    try:
+        return path.open("rb")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _whole_lines(stream: BinaryIO, of: _Turns | _Lines, cut: bytes) -> bytes:
+    """Show what there is, and leave the stream at the beginning of a line that is not whole yet.
+
+    cut: what the log before this one ended with, in the middle of a line. Returns it while that line is not whole."""
+    while True:
+        at = stream.tell()
+        line = stream.readline()
+        if not line.endswith(b"\n"):
             stream.seek(at)
-            over = ended()  # then one more look: the last turn may have been written since
-            if not over:
-                time.sleep(_LOOK_S)
+            return cut
+        of.show(cut + line)
+        cut = b""
+
+
+def _rest(stream: BinaryIO, of: _Turns | _Lines, cut: bytes) -> bytes:
+    """Show what is left of a log to which nothing is added any more. Returns its last line, if that is not whole."""
+    cut = _whole_lines(stream, of, cut) + stream.read()
+    if len(cut) > _LONGEST_BYTES:
+        of.show(cut)
+        return b""
+    return cut
+
+
+def _rest_is_last(of: _Turns | _Lines, line: bytes) -> None:
+    if line and isinstance(of, _Lines):
+        of.show(line)  # a last line without its end
+
+
+def _newer(path: Path, stream: BinaryIO) -> BinaryIO | None:
+    """The log that came after the open one, when that was moved away; None while it is still the one at `path`.
+
+    A quick command may have rotated more than once since the last look: then it is the next one that is left."""
+    names = [path, *(path.with_name(f"{path.name}.{n + 1}") for n in range(LOGS_KEPT))]
+    found: BinaryIO | None = None
+    for log in map(_open, names):  # from the newest to the oldest
+        if log is None:
+            continue
+        if os.path.sameopenfile(log.fileno(), stream.fileno()):
+            log.close()
+            break
+        if found is not None:
+            found.close()
+        found = log
+    return found
 
 
 def _skip(stream: BinaryIO, turns: int, header_lines: int) -> None:

@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 from typing import Any
 
-from overnight.cells import transcript
-from overnight.cli import common
+from overnight.cells import command_result, transcript
+from overnight.cli import common, text
 from overnight.paths import Paths
 from overnight.queue.states import Status
 from overnight.queue.store import CellRow
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         common.print_json({"checked": checked, "problems": found})
     else:
         for item in found:
-            print(f"{item['grid']}/{item['cell']}: {item['problem']}")
+            print(text.harmless(f"{item['grid']}/{item['cell']}: {item['problem']}", newlines=False))
         print(f"{checked} cells checked, {len(found)} with a problem")
     return 1 if found else 0
 
@@ -53,10 +54,14 @@ def check_command(paths: Paths, row: CellRow) -> str | None:
         if hashlib.sha256(data).hexdigest() != row.transcript_sha256:
             return "its result.json is not the one that was recorded"
         for file in json.loads(data)["files"]:
-            if hashlib.sha256((folder / "files" / file["name"]).read_bytes()).hexdigest() != file["sha256"]:
+            path = command_result.kept_path(folder, file)
+            with path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            if found != file["sha256"]:
                 return f"files/{file['name']} is not the one that was kept"
     except OSError as error:
-        return f"done, but {error.filename} cannot be read: {error.strerror}"
+        missing = os.fsencode(error.filename or folder).decode(errors="backslashreplace")
+        return f"done, but {missing} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError):
         return "its result.json cannot be understood"
     return None

@@ -26,8 +26,9 @@ PATIENCE_S = 600.0
 SMALLEST_CELL_BYTES = 4 * 2**20
 """Less room than this beside its warm server is no room for any cell: an interpreter's copied pages alone take more."""
 EXTEND_FROM = 0.8
-EXTEND_BY = 1.5
-"""A cell that holds this share of its claim is given this much more. Late enough that most cells never ask, early
+EXTEND_BY = 1.25
+"""A cell that holds this share of its claim is given this much more: little, since what one has claimed and does not
+hold keeps others waiting, and its cap leaves time to ask again. Late enough that most cells never ask, early
 enough that one that grows is asked about several times before it meets its cap."""
 SMALLEST_GAIN_BYTES = 2**20
 PASSABLE = frozenset({"memory", "slots", "warm_servers", "model_change"})

@@ -38,6 +38,8 @@ class Grant:
         return "rlimit" if self.slot is None else "cgroup"
 
 
+_COMMANDS_PATIENCE = 12
+_FINISHING_S = 60.0
 _REPLAY_SHARE = 0.07
 """What replaying a turn costs of the time that generating it took (*Measured*: 7 %)."""
 
@@ -47,10 +49,11 @@ class Attempt:
     """phase: loading (its warm server is), forking, replaying, running, finishing.
 
     turn: turns on disk. replayed: how many of them were fed to the model again so far. began_s, began_turn: when its
-    own first turn began, and how many it had replayed by then. noted: the queue knows its process. dead_s: since when
+    own first turn began, and how many it had replayed by then. noted, claim_noted: the queue knows its
+    process, its claim. sweeping_s: since when what it left behind is being ended. dead_s: since when
     its process is seen to be dead without a word of its warm server. frozen_s: for how long it has been frozen by the
     watchdog so far. seen_frozen_s: the last look, when it was frozen then. bytes, peak_bytes: what it holds beyond its
-    warm server, as that one last said.
+    warm server, as that one last said. refault_bytes_per_s: what it reads again, since its cap has no room for it.
     """
 
     claimed: Claimed
@@ -82,7 +85,10 @@ class Attempt:
     eviction: Eviction | None = None
     bytes: int = 0
     peak_bytes: int = 0
+    refault_bytes_per_s: int = 0
     extended_s: float = 0.0
+    claim_noted: bool = True
+    sweeping_s: float | None = None
     oom_above: bool = False
     verdict: Verdict | None = None
 
@@ -111,9 +117,20 @@ class Attempt:
         wanted = self.claimed.policy.get("timeout_s")
         return None if wanted is None else float(wanted)
 
+    def leaving_s(self, usual_s: float) -> float:
+        """How long a stop waits for it."""
+        return max(_FINISHING_S, usual_s) if self.phase == "finishing" else self.grace_s(usual_s)
+
     @property
     def is_command(self) -> bool:
         return bool(self.claimed.spec["kind"] == "command")
+
+    @property
+    def cap_grows(self) -> bool:
+        """Can its cap be raised while it runs? Limits of a command's processes are set when they are started."""
+        if not self.is_command:
+            return True
+        return self.grant.slot is not None and self.claimed.policy.get("cap") != "address_space"
 
     def grace_s(self, usual_s: float) -> float:
         """From SIGTERM to SIGKILL. A command has a grace of its own, and its runner sees to that first."""
@@ -124,11 +141,14 @@ class Attempt:
         return {"grid": self.grid, "cell": self.key, "attempt": self.claimed.attempt_number}
 
     def stuck(self, now_s: float, grace_s: float) -> bool:
-        """Its process is dead, or was never reported, and the warm server does not say so: that one hangs."""
+        """Its process is dead, or was never reported, and the warm server does not say so: that one hangs.
+
+        To end the server of commands costs all of them their work: it is given longer, as long as it is only slow."""
         if self.handle is not None:
             if self.dead_s is None and self.handle.ended():
                 self.dead_s = now_s
-            return self.dead_s is not None and now_s - self.dead_s > grace_s
+            patience_s = _COMMANDS_PATIENCE * grace_s if self.is_command else grace_s
+            return self.dead_s is not None and now_s - self.dead_s > patience_s
         return self.phase == "forking" and now_s - self.asked_s > 6 * grace_s
 
     def look(self, now_s: float, *, frozen: bool) -> None:
@@ -146,6 +166,8 @@ class Attempt:
         """Want this attempt to end; the first reason stands. One without a process is over at once."""
         if self.intent or self.report is not None:
             return
+        if self.phase == "finishing" and intent != "cancelled":
+            return  # all is done but for the last file: leaving now would mean doing it again
         self.intent, self.intent_s = intent, now_s
         if self.handle is not None:
             self.handle.ask_to_leave()
@@ -204,6 +226,7 @@ class Attempt:
             cgroup=None if self.grant.slot is None else self.grant.slot.folder,
             claim_bytes=self.grant.claim_bytes,
             cap_bytes=self.grant.cap_bytes,
+            grace_s=float(self.claimed.policy["grace_s"]) if self.is_command else None,
         )
 
     def summary(self) -> dict[str, Any]:
@@ -214,7 +237,7 @@ class Attempt:
             "cell_id": self.claimed.cell.id,
             "attempt": self.claimed.attempt_number,
             "attempt_id": self.id,
-            "phase": self.phase,
+            "phase": "leaving" if self.intent and self.handle is not None else self.phase,
             "pid": None if self.handle is None else self.handle.pid,
             "turn": self.turn,
             "replayed": self.replayed,

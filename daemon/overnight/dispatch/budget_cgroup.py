@@ -12,7 +12,6 @@ made where our own cgroup has a limit, which we would escape by going beside it.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import time
@@ -20,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from overnight.dispatch import leftovers
+
 PROC, SYS = Path("/proc"), Path("/sys")
 _OCTAL = re.compile(r"\\([0-7]{3})")
-_LIMIT_FILE = {1: "memory.limit_in_bytes", 2: "memory.max"}
+LIMIT_FILE = {1: "memory.limit_in_bytes", 2: "memory.max"}
 _LIMITS = ("memory.max", "memory.high", "memory.swap.max")
 """What may limit the memory of a v2 cgroup."""
 _EMPTY_S = 1.0
@@ -66,7 +67,7 @@ class BudgetCgroup:
 
 def name_of(home: Path) -> str:
     """One a home: the same after a restart, so that what a killed daemon left is found again."""
-    return "overnight-" + hashlib.sha256(os.fsencode(home)).hexdigest()[:8]
+    return f"overnight-{leftovers.token(home)}"
 
 
 def join(home: Path, budget_bytes: int, *, proc_root: Path = PROC, sys_root: Path = SYS) -> BudgetCgroup:
@@ -85,7 +86,7 @@ def join(home: Path, budget_bytes: int, *, proc_root: Path = PROC, sys_root: Pat
             if not part.is_dir():
                 part.mkdir()
                 made.append(part)
-        limit = folder / _LIMIT_FILE[own.version]
+        limit = folder / LIMIT_FILE[own.version]
         if not limit.exists():
             raise Missing(f"{folder}: no memory controller in it")
         limit.write_text(str(budget_bytes))

@@ -3,8 +3,8 @@
     BUDGET_CGROUP/cell-1, cell-2, ...      slots: taken for one attempt, then used again
 
 A removed memory cgroup lives on in the kernel as long as anything is charged to it, and such dying ones accumulate; so
-a slot that is empty again is used again. One in which a cell left what cannot be thrown out (a file in /dev/shm) is
-removed instead: the next cell would pay for it.
+a slot that is empty again is used again, page cache that the next cap has no room for being thrown out first. One in
+which a cell left what cannot be thrown out (a file in /dev/shm) is removed instead: the next cell would pay for it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Literal
 
 from overnight import procfs
 from overnight.dispatch import budget_cgroup
-from overnight.dispatch.budget_cgroup import PROC, SYS, Missing
-from overnight.dispatch.slot import LIMIT_FILE, NO_LIMIT, CgroupEvidence, Slot
+from overnight.dispatch.budget_cgroup import LIMIT_FILE, PROC, SYS, Missing
+from overnight.dispatch.slot import NO_LIMIT, CgroupEvidence, Slot
 
 __all__ = ["CellCgroups", "CgroupEvidence", "Missing", "Slot"]
 
@@ -89,7 +89,8 @@ class CellCgroups:
         return slot not in self._aside
 
     def settle(self) -> None:
-        """Those that were not empty when they were given back may be so now."""
+        """Those that were not empty when they were given back may be so now. Nobody is killed here: who is still in
+        one is told of by `leftovers`."""
         for slot in [each for each in self._aside if not each.processes()]:
             self._aside.remove(slot)
             self._free.append(slot)
@@ -124,13 +125,16 @@ class CellCgroups:
         self.settle()
 
     def _rehearse(self) -> None:
-        """One slot, made and kept: whoever may not make it learns that now. Raises OSError, or Missing."""
+        """One slot, made and kept: whoever may not make it learns that now. Raises OSError."""
         if not self._free:
             self._free.append(self._make())
 
     def _clean_one(self, cap_bytes: int | None) -> Slot | None:
         while self._free:
             slot = self._free.pop(0)
+            if slot.clean(cap_bytes):
+                return slot
+            slot.throw_out(cap_bytes)
             if slot.clean(cap_bytes):
                 return slot
             self._retire(slot)
@@ -141,6 +145,7 @@ class CellCgroups:
             self._aside.append(slot)
 
     def _make(self) -> Slot:
+        """Raises OSError."""
         number = 1
         while True:
             folder = self.folder / f"{PREFIX}{number}"
@@ -156,6 +161,6 @@ class CellCgroups:
         except OSError as error:
             slot.remove()
             if error.errno == errno.ENOENT:
-                raise Missing(f"{folder}: no memory controller in it") from None
+                raise FileNotFoundError(errno.ENOENT, "no memory controller in it", str(folder)) from None
             raise
         return slot

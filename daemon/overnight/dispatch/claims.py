@@ -30,6 +30,7 @@ MARGIN, SMALLEST_MARGIN_BYTES = 0.05, 8 * 2**20
 FAMILY_MARGIN = 0.10
 GROW_BY = 1.5
 GROW_MARGIN, SMALLEST_GROW_BYTES = 0.10, 16 * 2**20
+CAP_LEAST_BYTES = 64 * 2**20
 REFUTED_AFTER = 3
 """So many cells that ended whole later than a cut-off one show that its peak was its own, not its kind's."""
 
@@ -71,6 +72,8 @@ class Claim:
             "prior": "nothing is known yet: the configured prior",
         }[self.source]
         bound = "; cut down to all that one cell can have" if self.bounded else ""
+        if self.source == "family" and self.bytes > _with(self.basis_bytes, FAMILY_MARGIN, SMALLEST_GROW_BYTES):
+            bound = ", but no less than the configured prior"
         return f"{figures.size(self.bytes)} ({how}{bound})"
 
 
@@ -143,7 +146,10 @@ def _known(
     if hint is not None:
         found = Claim(hint, "hint", basis_bytes=hint)
     elif any(each.whole for each in family_peaks[:MOST_SAMPLES]):
-        found = Claim(_with(max(like_it), FAMILY_MARGIN, SMALLEST_GROW_BYTES), "family", len(like_it), max(like_it))
+        likely = _with(max(like_it), FAMILY_MARGIN, SMALLEST_GROW_BYTES)
+        # A command's size may well be what its axes are about; being killed again and again costs more than some room.
+        likely = likely if predicted is not None else max(likely, prior)
+        found = Claim(likely, "family", len(like_it), max(like_it))
     elif predicted is not None:
         found = Claim(predicted, "predicted", basis_bytes=predicted)
     else:
@@ -177,6 +183,12 @@ def _quantile(samples: Sequence[int]) -> int:
 
 def _with(basis: int, share: float, least: int) -> int:
     return basis + max(int(basis * share), least)
+
+
+def cap(claim_bytes: int, most: int) -> int:
+    """What a cell with this claim may not pass; `most`: all that one cell can have. A claim is what will probably do;
+    between it and the cap there is time to see that it does not, and to extend it."""
+    return max(claim_bytes, min(most, claim_bytes + max(claim_bytes // 2, CAP_LEAST_BYTES)))
 
 
 def grown(claim_bytes: int, peak_bytes: int, most: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from overnight import durable
 from overnight.config import Config
-from overnight.dispatch import evictions, leftovers, rlimits, verdicts
+from overnight.dispatch import claims, evictions, leftovers, rlimits, sweep, verdicts
 from overnight.dispatch.attempt import Attempt, Grant
 from overnight.dispatch.cell_cgroups import CellCgroups
 from overnight.dispatch.evictions import Eviction
@@ -21,6 +21,10 @@ from overnight.queue.store import Claimed, Queue, QueueUnavailable, StaleAttempt
 from overnight.warm.client import WarmServer
 from overnight.warm.protocol import Closed, Message
 
+_NOTE_AFTER_S = 0.5
+_LEFT_BYTES = 16 * 2**20
+_RESERVED_BY, _RESERVED_BYTES = 2, 256 * 2**20
+"""Programs reserve more than they touch: a limit on a command's data is that much larger than its claim."""
 _LOAD_DEATHS = 5
 """So many deaths of a warm server while it loads, in a row, are the model's own fault."""
 
@@ -144,7 +148,7 @@ class Crew:
                     "cell_shrunk", **attempt.names(), freed_bytes=before - after, before_bytes=before, after_bytes=after
                 )
             case "memory":
-                attempt.bytes = message["bytes"]
+                attempt.bytes, attempt.refault_bytes_per_s = message["bytes"], message["refault_bytes_per_s"]
                 attempt.peak_bytes = max(attempt.peak_bytes, message["peak_bytes"])
             case "ended":
                 attempt.report = message
@@ -172,37 +176,50 @@ class Crew:
             accept_conditions=attempt.claimed.cell.accept_conditions,
             policy=attempt.claimed.policy,
             number=attempt.claimed.attempt_number,
-            token=f"{self._token}:{attempt.id}",
+            token=self._token_of(attempt),
             cgroup=None if slot is None else slot.folder,
             cap_bytes=attempt.grant.cap_bytes,
         )
 
     def _take_slot(self, attempt: Attempt) -> None:
         """A memory cgroup of its own, where we may make one; without it a limit on its data has to do."""
-        if self._cgroups is None:
-            return
-        try:
-            attempt.grant.slot = self._cgroups.take(attempt.grant.cap_bytes)
-        except OSError as error:
-            self.log.warning("cell_cgroup_failed", **attempt.names(), error=str(error))
+        grant = attempt.grant
+        if self._cgroups is not None:
+            try:
+                grant.slot = self._cgroups.take(grant.cap_bytes)
+            except OSError as error:
+                self.log.warning("cell_cgroup_failed", **attempt.names(), error=str(error))
+        if grant.slot is None and grant.cap_bytes is not None and attempt.is_command:
+            # It counts what a process has reserved, and a claim is what is held.
+            grant.cap_bytes = _RESERVED_BY * grant.claim_bytes + _RESERVED_BYTES
+            attempt.claim_noted = False
 
     def extend(self, attempt: Attempt, claim_bytes: int) -> bool:
         """A larger claim and cap for a running cell, told to the kernel first. False when its cap was met already: then
-        it is judged by the one that it had. Raises OSError when the kernel refuses."""
+        it is judged by the one that it had. Raises OSError when the kernel refuses.
+
+        The limit of a command's processes stays as it was set when they started: only its claim grows then."""
         grant = attempt.grant
-        if grant.cap_bytes is not None:
+        if grant.cap_bytes is not None and attempt.cap_grows:
+            cap_bytes = max(grant.cap_bytes, claims.cap(claim_bytes, grant.most_bytes - grant.server_bytes))
             if grant.slot is not None:
-                if grant.slot.evidence().oom_kills:
+                if not grant.slot.raise_cap(cap_bytes):
                     return False
-                grant.slot.set_cap(claim_bytes)
-                if grant.slot.evidence().oom_kills:  # meanwhile
-                    grant.slot.set_cap(grant.cap_bytes)
-                    return False
-            elif attempt.handle is not None and not attempt.is_command:
-                rlimits.extend(attempt.handle.pid, claim_bytes - grant.cap_bytes)
-            grant.cap_bytes = claim_bytes
+            elif attempt.handle is not None:
+                rlimits.extend(attempt.handle.pid, cap_bytes - grant.cap_bytes)
+            grant.cap_bytes = cap_bytes
         grant.claim_bytes = claim_bytes
-        attempt.extended_s = time.monotonic()
+        attempt.extended_s, attempt.claim_noted = time.monotonic(), False
+        return True
+
+    def loosen(self, attempt: Attempt, cap_bytes: int) -> bool:
+        """A larger cap alone, for page cache, of a running cell with a slot. False and OSError as in `extend`."""
+        grant = attempt.grant
+        if grant.slot is None or grant.cap_bytes is None or not grant.slot.raise_cap(cap_bytes):
+            return False
+        grant.cap_bytes = cap_bytes
+        attempt.refault_bytes_per_s = 0  # under the new cap: not known yet
+        attempt.extended_s, attempt.claim_noted = time.monotonic(), False
         return True
 
     def _register(self, attempt: Attempt, message: Message) -> None:
@@ -243,7 +260,7 @@ class Crew:
         for attempt in list(self.attempts.values()):
             if attempt.server.state == "gone" and not attempt.over:
                 attempt.over = attempt.handle is None or attempt.handle.ended()
-            if attempt.over:
+            if attempt.over and sweep.swept(attempt, self._token_of(attempt), self.log):
                 self._part(attempt)
 
     def _server_gone(self, server: WarmServer) -> None:
@@ -276,22 +293,20 @@ class Crew:
             if attempt.handle in self._selector.get_map():
                 self._selector.unregister(attempt.handle)
             attempt.handle.close()
-        self._sweep(attempt)
         self.ended.append(attempt)
 
-    def _sweep(self, attempt: Attempt) -> None:
-        """What a cell leaves behind when it did not end in good order: its cgroup tells, else its environment."""
-        slot = attempt.grant.slot
-        if attempt.report is not None and (slot is None or not slot.processes()):
-            return
-        left = set() if slot is None else set(leftovers.in_cgroup(slot.folder))
-        if attempt.is_command:
-            left |= set(leftovers.find(f"{self._token}:{attempt.id}"))
-        for pid, ticks in left:
-            if (handle := Handle.open(pid, ticks)) is not None:
-                self.log.warning("leftover_killed", **attempt.names(), pid=pid)
-                handle.kill()
-                handle.close()
+    @property
+    def sweeping(self) -> bool:
+        """Is somebody being ended whom a cell has left behind?"""
+        return any(attempt.sweeping_s is not None for attempt in self.attempts.values())
+
+    def _token_of(self, attempt: Attempt) -> str:
+        return f"{self._token}:{attempt.id}"
+
+    def longest_grace_s(self) -> float:
+        """How long a stop waits for those that are asked to leave."""
+        usual_s = self.config.daemon.stop_grace_s
+        return max((attempt.leaving_s(usual_s) for attempt in self.attempts.values()), default=0.0)
 
     def settle_memory(self, attempt: Attempt) -> None:
         """Its verdict is drawn: its cgroup may be used again."""
@@ -299,6 +314,9 @@ class Crew:
 
     def _give_back(self, attempt: Attempt) -> None:
         if attempt.grant.slot is not None and self._cgroups is not None:
+            if attempt.over and (left := attempt.grant.slot.memory_bytes() or 0) > _LEFT_BYTES:
+                # Files in /dev/shm and the like outlive whoever wrote them, and count until somebody removes them.
+                self.log.warning("cell_left_memory", **attempt.names(), bytes=left)
             self._cgroups.give_back(attempt.grant.slot)
         attempt.grant.slot = None
 
@@ -334,15 +352,19 @@ class Crew:
         server.kill()
 
     def note(self) -> None:
-        """Tell the queue which processes run its cells: bookkeeping, tried again until it succeeds."""
+        """Tell the queue which processes run its cells: bookkeeping, tried again until it succeeds. Those that end at
+        once are told of by their end alone."""
+        now = time.monotonic()
         for attempt in self.attempts.values():
+            if now - attempt.started_s < _NOTE_AFTER_S:
+                continue
             try:
                 self.note_one(attempt)
             except QueueUnavailable:
                 return
             except StaleAttempt as error:
                 self.log.error("attempt_stale", **attempt.names(), error=str(error))
-                attempt.noted = True
+                attempt.noted = attempt.claim_noted = True
                 if attempt.handle is not None:
                     attempt.handle.kill()
 
@@ -351,6 +373,10 @@ class Crew:
         if not attempt.noted and attempt.handle is not None:
             self.queue.started(attempt.id, pid=attempt.handle.pid, start_ticks=attempt.handle.start_ticks)
             attempt.noted = True
+        if not attempt.claim_noted:
+            grant = attempt.grant
+            self.queue.extended(attempt.id, claim_bytes=grant.claim_bytes, cap_bytes=grant.cap_bytes)
+            attempt.claim_noted = True
 
     # -- stop -------------------------------------------------------------------------------------------------
 

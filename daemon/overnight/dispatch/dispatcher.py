@@ -35,17 +35,21 @@ from overnight.dispatch.grid_state import GridStates
 from overnight.dispatch.guardian import Guardian
 from overnight.dispatch.lock import DaemonLock
 from overnight.dispatch.planner import Planner
-from overnight.dispatch.recorder import Recorder
+from overnight.dispatch.recorder import Recorder, Unstarted
 from overnight.dispatch.recover import recover
 from overnight.dispatch.registry import Registration
 from overnight.dispatch.stopping import StopSignal
 from overnight.paths import Paths
 from overnight.queue.states import Outcome
-from overnight.queue.store import Claimed, Queue, QueueUnavailable, StaleAttempt
+from overnight.queue.store import Claimed, Queue, QueueUnavailable
 
 TICK_S = 1.0
 _FREED_S = 0.1
 """How soon is looked again for memory that an ended cell has given back: the watchdog must have seen it, too."""
+_GUARD_S = 0.05
+_REST_S = 1.0
+_STOP_MOST_S = 300.0
+"""At a stop even a command with a longer grace has no more (supervisord waits a little longer than this)."""
 _NEWS = ("pressure", "watchdog")
 
 
@@ -78,7 +82,7 @@ class Dispatcher:
         self._published_s = 0.0
         self._full = False
         self._look = True
-        self._unstarted: list[tuple[Claimed, str]] = []
+        self._rests_until_s = self._guarded_s = float("-inf")
         self._selector = selectors.DefaultSelector()
         self._selector.register(stop, selectors.EVENT_READ)
         self._ended_s = float("-inf")
@@ -91,9 +95,7 @@ class Dispatcher:
 
     def run(self) -> None:
         """Work until a stop is requested, then stop in good order. Raises QueueUnavailable at the start only."""
-        left = leftovers.find(leftovers.token(self.paths.home))
-        left += [] if self._cgroups is None else self._cgroups.leftovers()
-        recover(self.queue, self.crew.registry, self.log, others=left, beat=self._beat.strike)
+        recover(self.queue, self.crew.registry, self.log, others=self._left_behind, beat=self._beat.strike)
         self._register()
         for grid in self.queue.grids():
             self.states.touch(grid.name)
@@ -101,6 +103,11 @@ class Dispatcher:
             self.step()
             self.wait()
         self.stop()
+
+    def _left_behind(self) -> list[tuple[int, int]]:
+        """(pid, start time) of what a dead daemon's commands have put aside."""
+        in_slots = [] if self._cgroups is None else self._cgroups.leftovers()
+        return leftovers.find(leftovers.token(self.paths.home)) + in_slots
 
     def step(self) -> None:
         self.guard()
@@ -118,12 +125,16 @@ class Dispatcher:
         self.publish()
 
     def guard(self) -> None:
-        self.guardian.look(self.crew.attempts.values())
+        now = time.monotonic()
+        if now - self._guarded_s >= _GUARD_S:
+            self._guarded_s = now
+            self.guardian.look(self.crew.attempts.values())
 
     # -- wait -------------------------------------------------------------------------------------------------
 
     def wait(self, timeout_s: float = TICK_S) -> None:
-        if self.holding == "memory" and time.monotonic() - self._ended_s < TICK_S:
+        soon = self.holding == "memory" and time.monotonic() - self._ended_s < TICK_S
+        if soon or self.crew.sweeping:
             timeout_s = _FREED_S
         timeout_s = 0 if self._stop.requested else self.guardian.tick_s(timeout_s)
         for key, _ in self._selector.select(timeout_s):
@@ -143,22 +154,33 @@ class Dispatcher:
                 attempt.oom_above = struck
 
     def extend(self) -> None:
+        """The kernel is told at once; `note` tells the queue."""
         for attempt, claim_bytes in self.planner.extensions():
             before = attempt.grant.claim_bytes
             try:
                 if not self.crew.extend(attempt, claim_bytes):
                     continue
-                self.queue.extended(attempt.id, claim_bytes=claim_bytes, cap_bytes=attempt.grant.cap_bytes)
-            except (OSError, QueueUnavailable, StaleAttempt):
-                continue  # it keeps what it has, or the queue shows an older figure
+            except OSError:
+                continue  # it keeps what it has
             self.log.info(
                 "claim_extended", **attempt.names(), bytes=attempt.bytes, before_bytes=before, claim_bytes=claim_bytes
             )
+        for attempt, cap_bytes in self.planner.loosenings():
+            refaults = attempt.refault_bytes_per_s
+            try:
+                if not self.crew.loosen(attempt, cap_bytes):
+                    continue
+            except OSError:
+                continue
+            facts = {"bytes": attempt.bytes, "cap_bytes": cap_bytes, "refault_bytes_per_s": refaults}
+            self.log.info("cap_loosened", **attempt.names(), **facts)
 
     # -- heed ------------------------------------------------------------------------------------------------
 
     def heed(self) -> None:
         """Cancellations. That something changed is told once only, so it is remembered until it was looked at."""
+        if self._queue_rests():
+            return
         try:
             self._look = self.queue.changed() or self._look
             if not (self._look and self.crew.attempts):
@@ -174,22 +196,11 @@ class Dispatcher:
 
     def record(self) -> None:
         """Tell the queue how attempts ended; while its disk is full they wait here, and nothing is forgotten."""
+        if self._queue_rests():
+            return
         try:
-            while self._unstarted:
-                claimed, sentence = self._unstarted[0]
-                self.queue.finish(
-                    claimed.attempt_id,
-                    Outcome.LOST,
-                    reason_code="warm_start_failed",
-                    reason=sentence,
-                    delay_s=self.config.daemon.retry_delay_s,
-                )
-                self._unstarted.pop(0)
-            while self.crew.ended:
-                attempt = self.crew.ended[0]
-                self.recorder.record(attempt)
-                self.crew.ended.pop(0)
-                self.states.touch(attempt.grid)
+            while (grid := self.recorder.next()) is not None:
+                self.states.touch(grid)
                 self._delay_until_s = time.monotonic() + self.config.daemon.delay_s
                 self._full = False
             self.crew.note()
@@ -200,7 +211,11 @@ class Dispatcher:
         """Say it once, not once a second, until the queue has taken something again."""
         if not self._full:
             self.log.error("queue_unavailable", error=str(error))
-        self._full = True
+        self._full, self._rests_until_s = True, time.monotonic() + _REST_S
+
+    def _queue_rests(self) -> bool:
+        """Each question to a locked queue takes a second: cells that grow must not wait for several of them."""
+        return time.monotonic() < self._rests_until_s and not self._stop.requested
 
     # -- admit ------------------------------------------------------------------------------------------------
 
@@ -213,7 +228,7 @@ class Dispatcher:
 
     def _admit_one(self) -> bool:
         """Start the next cell that may begin; True when another one may be asked for."""
-        if self.crew.ended or self._unstarted or self._stop.requested:
+        if self.recorder.waits or self._stop.requested or self._queue_rests():
             return False  # first the queue must know what ended
         choice = self.planner.choose(delay_left_s=self._delay_until_s - time.monotonic())
         if choice is None:
@@ -237,10 +252,10 @@ class Dispatcher:
             return False
         if decision.kind == "too_large":
             self._cannot_fit(claimed, grant)
-            return True
+            return False  # `record` tells the queue
         self.planner.admitted(choice)
         self._launch(claimed, grant)
-        return not self._unstarted
+        return not self.recorder.waits
 
     def _cannot_fit(self, claimed: Claimed, grant: Grant) -> None:
         """Its warm server alone is more than there is: no attempt would tell us more."""
@@ -249,9 +264,8 @@ class Dispatcher:
             f"needs at least {server} for its warm server, the limit is {most} (the memory limit less its reserve); "
             "give it more memory or a smaller model, then `overnight retry`"
         )
-        self.queue.finish(claimed.attempt_id, Outcome.OVER_CAP, reason_code="too_large", reason=reason, quarantine=True)
+        self.recorder.unstarted.append(Unstarted(claimed, Outcome.OVER_CAP, "too_large", reason, quarantine=True))
         self.log.warning("cell_too_large", grid=claimed.grid, cell=claimed.cell.key, reason=reason)
-        self.states.touch(claimed.grid)
 
     def _launch(self, claimed: Claimed, grant: Grant) -> None:
         self._full = False
@@ -261,8 +275,8 @@ class Dispatcher:
             self.crew.launch(claimed, grant)
         except OSError as error:
             self.log.error("warm_start_failed", error=str(error))
-            # `record` tells the queue.
-            self._unstarted.append((claimed, f"its warm server could not be started: {error}"))
+            reason, delay_s = f"its warm server could not be started: {error}", self.config.daemon.retry_delay_s
+            self.recorder.unstarted.append(Unstarted(claimed, Outcome.LOST, "warm_start_failed", reason, delay_s))
 
     def _hold(self, why: str) -> None:
         """Remember what the head of the queue waits for; waiting for memory or for the watchdog is news."""
@@ -303,7 +317,7 @@ class Dispatcher:
             "stopping": self._stop.requested,
             "holding": self.holding,
             "slots": self.planner.slots(),
-            "memory": self._memory(),
+            "memory": self.planner.summary(),
             "warm": self.crew.pool.summary(),
             "running": [attempt.summary() for attempt in self.crew.attempts.values()],
         }
@@ -319,17 +333,6 @@ class Dispatcher:
             self.states.write(live, at_once=self._stop.requested)
         except QueueUnavailable as error:
             self._unavailable(error)
-
-    def _memory(self) -> dict[str, Any]:
-        """For `overnight status`: what bounds us, and what is claimed of it."""
-        bounds = self.planner.bounds()
-        return {
-            "limit_bytes": bounds.limit_bytes,
-            "headroom_bytes": bounds.headroom_bytes,
-            "reserve_bytes": bounds.reserve_bytes,
-            "claimed_bytes": sum(each.grant.claim_bytes for each in self.crew.attempts.values()),
-            "warm_bytes": sum(self.planner.server_bytes(each.key, each.warm) for each in self.crew.pool),
-        }
 
     def _refresh(self, now: float) -> None:
         """Registrations that changed, could not be written so far, or were removed by somebody. Raises OSError."""
@@ -375,16 +378,17 @@ class Dispatcher:
 
     def stop(self) -> None:
         """Orderly: cells leave (their unfinished turn is thrown away), the queue hears of it, servers go."""
-        self.log.info("daemon_stopping", cells=len(self.crew.attempts))
         self.crew.ask_all("yielded")
-        deadline = time.monotonic() + 2 * self.config.daemon.stop_grace_s
+        grace_s = min(_STOP_MOST_S, self.crew.longest_grace_s())
+        self.log.info("daemon_stopping", cells=len(self.crew.attempts), grace_s=grace_s)
+        deadline = time.monotonic() + grace_s + self.config.daemon.stop_grace_s
         while self.crew.attempts and time.monotonic() < deadline:
             self.beat()
             for key, _ in self._selector.select(0.05):
                 if key.fileobj is self._stop:
                     self._stop.drain()
             self.crew.receive()
-            self.crew.reap()
+            self.reap()
             self.crew.enforce()
         self.crew.dismiss(self.beat)
         self.record()

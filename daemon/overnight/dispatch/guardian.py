@@ -4,7 +4,8 @@ dead (its process is gone)        thaw at once; supervisord starts another
 silent (no heartbeat for 5 s)     thaw at once; when its process is there it hangs: SIGTERM through supervisord,
                                   SIGKILL two seconds later
 
-What it freezes is counted, so that no cell's time limit runs on meanwhile.
+What it freezes is counted, so that no cell's time limit runs on meanwhile. Of a command it freezes the runner and the
+whole tree, so all of that is thawed.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from overnight import procfs
+from overnight.cells.command_tree import Member, descendants, in_cgroup, oldest_child
 from overnight.dispatch import pressure, supervisor_call
 from overnight.dispatch.attempt import Attempt
 from overnight.dispatch.pressure import STALE_S, Pressure
@@ -31,6 +33,11 @@ _START_S = 15.0
 _SURE_S = 1.0
 """Silence must be seen for this long before a watchdog is restarted: after a stall of the whole machine both wake up
 at once, and its heartbeat is merely late."""
+_WALK_S = 0.5
+"""Without a watchdog whole trees of commands are looked through no more often: the loop looks several times a turn."""
+_AGAIN_S = 5.0
+"""A watchdog stops nobody again so soon, and a dead one nobody at all: who stands still again was stopped by somebody
+else, such as himself. That is undone as well, but neither told each time nor taken off his time."""
 _FREEZING = ("freeze", "evict", "kill")
 _ASK_S = 1.0
 _GRACE_S = 2.0
@@ -65,6 +72,9 @@ class Guardian:
         self._supervised = supervised
         self._signal_process = signal_process
         self._began_s = clock()
+        self._looked_s = self._began_s
+        self._walk_s = self._began_s
+        self._thawed_s: dict[int, float] = {}
         self._silent = False
         self._heard = False
         self._hanging: _Hanging | None = None
@@ -78,6 +88,7 @@ class Guardian:
         if last is None or not there or last.age_s > _THAW_S:
             self._thaw(attempts)
         self._count(attempts)
+        self._looked_s = self._clock()
         self._tell(last)
         if self._supervised:
             self._restart(last if there else None)
@@ -94,11 +105,21 @@ class Guardian:
     # -- thaw -------------------------------------------------------------------------------------------------
 
     def _thaw(self, attempts: Iterable[Attempt]) -> None:
-        thawed = []
+        """Only while no living watchdog is heard: a command may have stopped children of its own on purpose (a shell
+        with job control), and nothing tells these from frozen ones."""
+        now_s, thawed = self._clock(), []
+        self._thawed_s = {each: at_s for each, at_s in self._thawed_s.items() if now_s - at_s < _AGAIN_S}
+        walk = now_s >= self._walk_s
+        if walk:
+            self._walk_s = now_s + _WALK_S
         for attempt in attempts:
-            if attempt.handle is not None and procfs.stopped(attempt.handle.pid):
-                attempt.handle.thaw()
+            if attempt.handle is None or not _let_go(attempt, attempt.handle, walk=walk):
+                continue
+            if attempt.id not in self._thawed_s:
                 thawed.append(f"{attempt.grid}/{attempt.key}")
+                # It was seen to run at the last look, or was not there yet; nobody told since when it stood still.
+                attempt.look(max(self._looked_s, attempt.forked_s or 0.0), frozen=True)
+            self._thawed_s[attempt.id] = now_s
         if thawed:
             self._log.warning("cells_thawed", cells=thawed)
 
@@ -108,8 +129,7 @@ class Guardian:
         told, now_s = self.pressure, self._clock()
         freezing = told is not None and (told.frozen > 0 or told.level in _FREEZING)
         for attempt in attempts:
-            stopped = freezing and attempt.handle is not None and procfs.stopped(attempt.handle.pid)
-            attempt.look(now_s, frozen=stopped)
+            attempt.look(now_s, frozen=freezing and _stands_still(attempt))
 
     def _tell(self, last: Pressure | None) -> None:
         """Silence is told once, and its end. One that starts at the same time as we do is given a moment."""
@@ -167,6 +187,38 @@ class Guardian:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return (pid, ticks) if ours and procfs.alive(pid, ticks) else None
+
+
+def _let_go(attempt: Attempt, handle: Handle, *, walk: bool) -> bool:
+    """Continue a cell, a command with its whole tree, when any of it is stopped. walk: look through the tree though
+    its runner runs. True when somebody was stopped."""
+    stopped = procfs.stopped(handle.pid)
+    others = _others(attempt, handle) if attempt.is_command and (stopped or walk) else []
+    if not stopped and not any(procfs.stopped(member.pid) for member in others):
+        return False
+    handle.thaw()
+    for member in others:
+        if (other := Handle.open(member.pid, member.start_ticks)) is not None:
+            other.thaw()
+            other.close()
+    return True
+
+
+def _others(attempt: Attempt, handle: Handle) -> list[Member]:
+    """Whom the watchdog stops together with a command's runner: its tree, and whoever else is in its cgroup."""
+    found = {member.pid: member for member in descendants(handle.pid)}
+    if attempt.grant.slot is not None:
+        found |= {member.pid: member for member in in_cgroup(attempt.grant.slot.folder)}
+    found.pop(handle.pid, None)
+    return list(found.values())
+
+
+def _stands_still(attempt: Attempt) -> bool:
+    """Is a cell stopped; of a command the runner, or the command itself? Children that it stopped are its affair."""
+    if attempt.handle is None or procfs.stopped(attempt.handle.pid):
+        return attempt.handle is not None
+    command = oldest_child(attempt.handle.pid) if attempt.is_command else None
+    return command is not None and procfs.stopped(command.pid)
 
 
 def _gone(last: Pressure) -> bool:

@@ -17,8 +17,9 @@ _NAME = b"OVERNIGHT_ATTEMPT="
 
 
 def token(home: Path) -> str:
-    """8 hex digits that stand for a home; a cell's token is `{token(home)}:{attempt id}`."""
-    return hashlib.sha256(os.fsencode(home)).hexdigest()[:8]
+    """8 hex digits that stand for a home, whichever links it was reached by; a cell's token is
+    `{token(home)}:{attempt id}`."""
+    return hashlib.sha256(os.fsencode(home.resolve())).hexdigest()[:8]
 
 
 def find(wanted: str, proc_root: Path = PROC) -> list[tuple[int, int]]:

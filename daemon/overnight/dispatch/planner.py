@@ -4,6 +4,7 @@ limit      what bounds us: the watchdog's word, else what we find ourselves
 claim      what a cell is expected to need, from its peaks so far, a hint, a prediction
 choose     the next cell, if any may begin
 extensions running cells that near their cap while there is room
+loosenings running cells whose cap throws out what they read again
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from overnight.dispatch.attempt import Attempt, Grant
 from overnight.dispatch.claims import Claim
 from overnight.dispatch.crew import Crew
 from overnight.dispatch.guardian import Guardian
+from overnight.dispatch.pressure import Pressure
 from overnight.engines.model_sizes import memory_limit_bytes
 from overnight.paths import Paths
 from overnight.queue.store import Queue, Ready
@@ -33,7 +35,12 @@ _RESERVE_SHARE, _RESERVE_OF_BYTES = 0.20, 64 * 2**30
 """Without a watchdog's word: what its `hold` would keep free with its own defaults."""
 _LIMIT_AGE_S = 10.0
 _NEAR_LEARNED = 0.98
+_SURE_S = 60.0
+_MILD = ("hold", "shrink")
 _KNOWN_MOST = 4096
+_THRASHES_BYTES_PER_S, _THRASHES_SHARE = 4 * 2**20, 0.1
+"""Under its cap a cell may read so much again, and so much of its cap, a second. *Measured*: a file of 480 MiB that is
+mapped under a cap of 27 MiB is read a hundred times slower than the disk and the memory allow."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Planner:
         self._own_limit: tuple[float, int] = (float("-inf"), 0)
         self._passed = Passed()
         self._head: Wanted | None = None
+        self._too_large: tuple[int, float] | None = None
         self._base: tuple[float, int] = (float("-inf"), 0)
 
     # -- limit ------------------------------------------------------------------------------------------------
@@ -99,6 +107,22 @@ class Planner:
     def slots(self) -> int:
         wanted = self._config.daemon.slots
         return len(os.sched_getaffinity(0)) if wanted == "auto" else wanted
+
+    def summary(self) -> dict[str, Any]:
+        """For `overnight status`: what bounds us, and what is claimed of it."""
+        bounds, view = self.bounds(), self.view()
+        ours = sum(each.used_bytes for each in view.running) + view.base_bytes
+        ours += sum(each.used_bytes or 0 for each in view.servers.values())
+        used = None if bounds.headroom_bytes is None else bounds.limit_bytes - bounds.headroom_bytes
+        return {
+            "others_bytes": None if used is None else max(0, used - ours),
+            "limit_bytes": bounds.limit_bytes,
+            "headroom_bytes": bounds.headroom_bytes,
+            "reserve_bytes": bounds.reserve_bytes,
+            "most_bytes": max(0, view.most_bytes),
+            "claimed_bytes": sum(each.claim_bytes for each in view.running),
+            "warm_bytes": sum(each.size_bytes for each in view.servers.values()),
+        }
 
     # -- claim ------------------------------------------------------------------------------------------------
 
@@ -145,7 +169,8 @@ class Planner:
             return None
         view = self.view(delay_left_s)
         choice = self._decide(view, window)
-        if choice.decision.kind in ("wait", "let_go") and choice.decision.why in admission.PASSABLE:
+        passable = choice.decision.kind in ("wait", "let_go") and choice.decision.why in admission.PASSABLE
+        if passable and view.slots_used < view.slots:
             window = self._queue.next_ready_many(WINDOW)
             if len(window) > 1:
                 choice = self._decide(view, window)
@@ -170,20 +195,35 @@ class Planner:
         ]
         self._head = wanted[0]
         view = self._passed.see(view, wanted, time.monotonic())
-        decision = admission.decide(view, wanted)
+        decision = self._surely(view, admission.decide(view, wanted), wanted[0])
         if decision.kind not in ("admit", "too_large"):
             return Choice(decision)
         ready, claim = window[decision.index], found[decision.index]
         return Choice(decision, ready, self._grant(view, ready, claim, wanted[decision.index], decision), wanted)
 
+    def _surely(self, view: View, decision: Decision, head: Wanted) -> Decision:
+        """`too_large` is final, and rests on a limit that may change and on a prediction: it has to last. That no cell
+        at all has room is no cell's fault."""
+        if decision.kind != "too_large":
+            self._too_large = None
+            return decision
+        now = time.monotonic()
+        if self._too_large is None or self._too_large[0] != head.cell_id:
+            self._too_large = (head.cell_id, now)
+        if view.most_bytes < admission.SMALLEST_CELL_BYTES or now - self._too_large[1] < _SURE_S:
+            return Decision("wait", "too_large")
+        return decision
+
     def _grant(self, view: View, ready: Ready, claim: Claim, wanted: Wanted, decision: Decision) -> Grant:
-        capped = self._config.memory.caps and ready.policy.get("cap", "auto") != "none"
+        capped = self._config.memory.caps != "none" and ready.policy.get("cap", "auto") != "none"
+        granted = min(claim.bytes, decision.cap_bytes)
+        server_bytes = view.server_bytes(wanted)
         return Grant(
             claim,
-            claim_bytes=min(claim.bytes, decision.cap_bytes),
-            cap_bytes=min(claim.bytes, decision.cap_bytes) if capped else None,
+            claim_bytes=granted,
+            cap_bytes=claims.cap(granted, view.most_bytes - server_bytes) if capped else None,
             alone=decision.alone,
-            server_bytes=view.server_bytes(wanted),
+            server_bytes=server_bytes,
             most_bytes=view.most_bytes,
         )
 
@@ -191,7 +231,7 @@ class Planner:
         now, bounds = self._guardian.pressure, self.bounds()
         return View(
             slots=self.slots(),
-            pressure=None if now is None else now.level,
+            pressure=None if now is None else self._level(now),
             watchdog_required=self._config.daemon.require_watchdog,
             limit_bytes=bounds.limit_bytes,
             headroom_bytes=bounds.headroom_bytes,
@@ -202,6 +242,12 @@ class Planner:
             delay_left_s=delay_left_s,
             base_bytes=self._base_bytes(),
         )
+
+    def _level(self, now: Pressure) -> str:
+        """A level that is only foreseen keeps nobody waiting: what runs will grow to its claims, and those are counted.
+        (Where nothing holds cells to their claims it does.)"""
+        foreseen = now.foreseen and now.level in _MILD and self._config.memory.caps != "none"
+        return "ok" if foreseen else now.level
 
     def _server(self, server: WarmServer) -> Server:
         return Server(
@@ -228,6 +274,31 @@ class Planner:
             larger = admission.extension(view, index, attempt.bytes, self._head)
             if larger is not None and larger > attempt.grant.claim_bytes:
                 yield attempt, larger
+
+    def loosenings(self) -> Iterator[tuple[Attempt, int]]:
+        """Running cells that read the same pages again and again since their cap throws them out, and the larger cap
+        that there is room for. Their claims stay: clean page cache is nobody's, the kernel takes it from whoever has it
+        when it is short. What is mapped counts as used meanwhile, so the room that is measured must leave it."""
+        granted = 0
+        for attempt in tuple(self._crew.attempts.values()):
+            grant = attempt.grant
+            if grant.cap_bytes is None or grant.slot is None or attempt.over or attempt.intent:
+                continue
+            bearable = max(_THRASHES_BYTES_PER_S, int(_THRASHES_SHARE * grant.cap_bytes))
+            larger = min(2 * grant.cap_bytes, grant.most_bytes - grant.server_bytes)
+            more = larger - grant.cap_bytes
+            if attempt.refault_bytes_per_s <= bearable or more < admission.SMALLEST_GAIN_BYTES:
+                continue
+            if granted + more <= self._unused_bytes():
+                granted += more
+                yield attempt, larger
+
+    def _unused_bytes(self) -> int:
+        """What is measured to be free beyond the reserve; where nobody measures, what is not promised to anybody."""
+        bounds = self.bounds()
+        if bounds.headroom_bytes is None:
+            return self.view().room_bytes
+        return bounds.headroom_bytes - bounds.reserve_bytes
 
 
 def _running(attempt: Attempt) -> Running:

@@ -56,7 +56,7 @@ class Pool:
 
     def register(self, server: WarmServer) -> None:
         """Put its registration on disk when it has changed. One that cannot be written is tried again by `refresh`."""
-        told = (len(server.forked), server.state == "ready")
+        told = (bool(server.forked), server.state == "ready")  # how many would be a file more for each cell
         if server.handle is None or server.state == "gone" or told == server.told:
             return
         entry = Registration(
@@ -114,8 +114,9 @@ class Pool:
                 server.idle_since = None
                 continue
             server.idle_since = server.idle_since or now
-            if memory_wanted or now - server.idle_since >= idle_s:
-                self.release(server.key, "memory" if memory_wanted else "idle")
+            wanted = memory_wanted and bool(server.warm)  # without a model there is next to nothing to be had
+            if wanted or now - server.idle_since >= idle_s:
+                self.release(server.key, "memory" if wanted else "idle")
 
     def weigh(self) -> None:
         """What the loaded servers hold themselves: their model, and what their libraries have grown to."""

@@ -17,7 +17,8 @@ class Pressure:
     """The watchdog's last word.
 
     slope_bytes_per_s: how fast the headroom goes away; exhaustion_s: until it is gone; None = not known.
-    hold_bytes: the headroom at which `hold` begins, under this limit; None = it did not say.
+    foreseen: the level is due to the forecast alone. hold_bytes: the headroom at which `hold` begins, under this limit;
+    None = it did not say.
     frozen: processes that it has stopped. pid, start_ticks: who said all this, None = it did not say.
     """
 
@@ -31,6 +32,7 @@ class Pressure:
     pid: int | None = None
     start_ticks: int | None = None
     hold_bytes: int | None = None
+    foreseen: bool = False
 
 
 def read(path: Path) -> Pressure | None:
@@ -64,6 +66,7 @@ def last(path: Path) -> Pressure | None:
             pid=None if pid is None else int(pid),
             start_ticks=None if ticks is None else int(ticks),
             hold_bytes=None if hold is None else int(hold),
+            foreseen=record.get("foreseen") is True,
         )
     except (KeyError, ValueError, TypeError, OverflowError):
         return None

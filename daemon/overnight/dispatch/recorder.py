@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from overnight.config import Config
@@ -15,11 +16,23 @@ from overnight.dispatch.retries import Attempted, Consequence
 from overnight.dispatch.verdicts import Verdict
 from overnight.queue.rows import Peak
 from overnight.queue.states import Outcome
-from overnight.queue.store import Queue, StaleAttempt
+from overnight.queue.store import Claimed, Queue, StaleAttempt
+
+
+@dataclass(frozen=True)
+class Unstarted:
+    """A claimed cell that got no process: how its attempt ended before it began."""
+
+    claimed: Claimed
+    outcome: Outcome
+    reason_code: str
+    reason: str
+    delay_s: float = 0.0
+    quarantine: bool = False
 
 
 class Recorder:
-    """Raises QueueUnavailable as the queue does; then nothing has changed and the attempt is recorded later."""
+    """`unstarted` and the crew's `ended` wait here while the queue takes nothing; nothing is forgotten."""
 
     def __init__(
         self,
@@ -33,8 +46,36 @@ class Recorder:
     ) -> None:
         self._config, self._queue, self._log = config, queue, log
         self._crew, self._planner, self._chance = crew, planner, chance
+        self.unstarted: list[Unstarted] = []
 
-    def record(self, attempt: Attempt) -> None:
+    @property
+    def waits(self) -> bool:
+        """Is there an end that the queue does not know yet?"""
+        return bool(self.unstarted or self._crew.ended)
+
+    def next(self) -> str | None:
+        """Tell the queue of one end; returns the grid, or None when there is nothing to tell. Raises QueueUnavailable:
+        then nothing has changed, and it is told later."""
+        if self.unstarted:
+            found = self.unstarted[0]
+            self._queue.finish(
+                found.claimed.attempt_id,
+                found.outcome,
+                reason_code=found.reason_code,
+                reason=found.reason,
+                delay_s=found.delay_s,
+                quarantine=found.quarantine,
+            )
+            self.unstarted.pop(0)
+            return found.claimed.grid
+        if not self._crew.ended:
+            return None
+        attempt = self._crew.ended[0]
+        self._record(attempt)
+        self._crew.ended.pop(0)
+        return attempt.grid
+
+    def _record(self, attempt: Attempt) -> None:
         cell, grant, report = attempt.claimed.cell, attempt.grant, attempt.report or {}
         if attempt.verdict is None:  # drawn once: its cgroup is asked before it is used again
             attempt.verdict = verdicts.judge(attempt.ending())
@@ -43,14 +84,14 @@ class Recorder:
         turns = report.get("turns", attempt.turn)
         follows = self._consequence(attempt, verdict, progressed=turns > cell.turns)
         learn = self._lesson(attempt, verdict)
+        outcome = Outcome.FAILED if follows.failed else Outcome(verdict.outcome)
         reason = follows.reason or verdict.reason
         code = follows.reason_code or verdict.reason_code
         evidence = verdict.evidence | {"confidence": verdict.confidence}
         try:
-            self._crew.note_one(attempt)
             status = self._queue.finish(
                 attempt.id,
-                Outcome(verdict.outcome),
+                outcome,
                 reason_code=code,
                 reason=reason,
                 evidence=evidence,
@@ -62,6 +103,9 @@ class Recorder:
                 load_s=attempt.server.load_s,
                 replay_s=attempt.replay_s,
                 max_rss_bytes=attempt.max_rss_bytes,
+                process=None if attempt.handle is None else (attempt.handle.pid, attempt.handle.start_ticks),
+                claim_bytes=grant.claim_bytes,
+                cap_bytes=grant.cap_bytes,
                 peak_bytes=attempt.peak_bytes or None,
                 raised_claim_bytes=follows.raised_claim_bytes,
                 alone=follows.alone,
@@ -78,7 +122,7 @@ class Recorder:
         write = self._log.info if verdict.outcome in ("completed", "cancelled") else self._log.warning
         figures = {"claim_bytes": grant.claim_bytes, "next_claim_bytes": follows.raised_claim_bytes}
         said = {
-            "outcome": verdict.outcome,
+            "outcome": str(outcome),
             "status": str(status),
             "turns": turns,
             "reason_code": code,
@@ -104,7 +148,8 @@ class Recorder:
                 server_bytes=server_bytes,
                 most_bytes=most_bytes,
                 peak_bytes=attempt.peak_bytes or None,
-                cap_bytes=grant.cap_bytes,
+                # A limit on a command's data counts what is reserved: its claim says what it had.
+                cap_bytes=grant.cap_bytes if attempt.cap_grows else None,
                 alone=grant.alone,
             ),
             evictions=(0 if progressed else cell.evictions) + (verdict.outcome == "evicted"),
@@ -113,6 +158,7 @@ class Recorder:
             retry_delay_s=daemon.retry_delay_s,
             no_space_delay_s=daemon.no_space_delay_s,
             reason_code=verdict.reason_code,
+            told=attempt.report is not None,
             chance=self._chance(),
         )
 
@@ -129,8 +175,8 @@ def _peak(attempt: Attempt) -> int:
     found, grant = attempt.peak_bytes, attempt.grant
     if attempt.eviction is not None and not attempt.eviction.warm:
         found = max(found, attempt.eviction.peak_bytes)  # the watchdog looks more often when it gets tight
-    if attempt.verdict is not None and attempt.verdict.outcome == "over_cap" and grant.cap_bytes is not None:
-        return max(found, grant.cap_bytes)
+    if attempt.verdict is not None and attempt.verdict.outcome == "over_cap" and grant.capped_by == "cgroup":
+        return max(found, grant.cap_bytes or 0)  # a limit on data counts what was reserved, not what was held
     if not found and grant.slot is not None and grant.cap_bytes is not None:
         return min(grant.slot.evidence().high_water_bytes, grant.cap_bytes)
     return found

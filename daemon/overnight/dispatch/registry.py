@@ -22,7 +22,8 @@ class Registration:
 
     shrinks: it handles SIGUSR1 by giving memory back. freezes: stopping it for a while harms nobody. replay_s: what
     replaying its finished turns would cost if it were taken out now. cells: how many run in a warm server (those
-    that wait for its load have done nothing yet). cgroup: of the daemon, the folder of the budget's memory cgroup. by:
+    that wait for its load have done nothing yet). grace_s: of a command, from SIGTERM to SIGKILL; the watchdog grants
+    no more than it can wait. cgroup: of the daemon, the folder of the budget's memory cgroup. by:
     the mark of a daemon's own registrations.
     """
 
@@ -44,6 +45,7 @@ class Registration:
     replay_s: float = 0.0
     freezes: bool = True
     cells: int = 0
+    grace_s: float | None = None
     by: str = BY
 
 

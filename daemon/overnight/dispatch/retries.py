@@ -21,6 +21,10 @@ from overnight.dispatch import claims
 LONGEST_RETRY_S = 3600.0
 LONGEST_WAIT_S = 60.0
 EVICTIONS_TO_ALONE = 2
+LOADS_MOST = 5
+KILLED_MOST = 5
+"""Somebody who kills a command, and nothing but the command, so often in a row is part of the experiment
+(`timeout -s KILL`, a limit of its own)."""
 JITTER = 0.25
 """Cells that failed together, by a full disk say, do not all come back together."""
 _WORTH_SHARE, _WORTH_BYTES = 32, 8 * 2**20
@@ -33,12 +37,14 @@ _SHORT_WAIT_S = 1.0
 @dataclass(frozen=True, slots=True)
 class Consequence:
     """delay_s: before the next attempt. raised_claim_bytes, alone: new values for the cell, None = as they are.
-    quarantine: it cannot be run here; with reason_code and reason, which take the place of the verdict's."""
+    quarantine: it cannot be run here; failed: it counts as the experiment's own failure after all; with reason_code and
+    reason, which take the place of the verdict's."""
 
     delay_s: float = 0.0
     raised_claim_bytes: int | None = None
     alone: bool | None = None
     quarantine: bool = False
+    failed: bool = False
     reason_code: str = ""
     reason: str | None = None
 
@@ -63,7 +69,7 @@ class Attempted:
 
     @property
     def had_bytes(self) -> int:
-        return self.claim_bytes if self.cap_bytes is None else min(self.claim_bytes, self.cap_bytes)
+        return self.claim_bytes if self.cap_bytes is None else self.cap_bytes
 
     @property
     def had_all(self) -> bool:
@@ -86,15 +92,18 @@ def consequence(
     retry_delay_s: float,
     no_space_delay_s: float,
     reason_code: str = "",
+    told: bool = False,
     chance: float = 0.5,
 ) -> Consequence:
-    """evictions, interrupted: of these in a row without a new turn, this one included. interrupted is 0 when this one
-    finished one. tries_used: before this one. chance: 0 to 1, at random."""
+    """told: its runner lives and said so: nothing of ours had died. evictions, interrupted: of these in a row without a
+    new turn, this one included. interrupted is 0 when this one finished one. tries_used: before this one. chance: 0
+    to 1, at random."""
     stuck = interrupted > 0
     match outcome:
         case "failed" | "timed_out":
-            wait_s = retry_delay_s * 2.0 ** min(max(0, tries_used), 40)
-            return Consequence(min(LONGEST_RETRY_S, wait_s) * (1 - JITTER + 2 * JITTER * chance))
+            return Consequence(_failed_s(retry_delay_s, tries_used, chance))
+        case "over_cap" if reason_code == "model_memory":  # no larger claim of the cell's would help
+            return _model_cannot_load(attempted) if interrupted >= LOADS_MOST else Consequence(_slowed_s(interrupted))
         case "over_cap":
             if stuck and attempted.had_all:
                 return _cannot_fit(attempted)
@@ -109,11 +118,23 @@ def consequence(
             return Consequence(no_space_delay_s)
         case "yielded" if reason_code == "transcript_locked":
             return Consequence(_SHORT_WAIT_S)
+        case "lost" if reason_code == "killed" and told and interrupted >= KILLED_MOST:
+            return Consequence(
+                _failed_s(retry_delay_s, tries_used, chance),
+                failed=True,
+                reason_code="killed_repeated",
+                reason=f"it was killed by a signal {interrupted} times in a row; who does that is not ours",
+            )
         case "lost":
             return Consequence(_slowed_s(interrupted))
         case "yielded" if reason_code == "put_back":
             return Consequence(_slowed_s(interrupted))
     return Consequence()
+
+
+def _failed_s(retry_delay_s: float, tries_used: int, chance: float) -> float:
+    wait_s = retry_delay_s * 2.0 ** min(max(0, tries_used), 40)
+    return min(LONGEST_RETRY_S, wait_s) * (1 - JITTER + 2 * JITTER * chance)
 
 
 def _evicted(attempted: Attempted, evictions: int, interrupted: int) -> Consequence:
@@ -138,12 +159,27 @@ def _grown(attempted: Attempted) -> int:
     return claims.grown(attempted.claim_bytes, attempted.peak_bytes or 0, attempted.largest_bytes)
 
 
+def _model_cannot_load(attempted: Attempted) -> Consequence:
+    reason = (
+        f"loading its model met a memory limit {LOADS_MOST} times in a row, the limit is "
+        f"{figures.size(attempted.most_bytes)} (the memory limit less its reserve); give it more memory or take a "
+        "smaller model or dtype, then `overnight retry`"
+    )
+    return Consequence(quarantine=True, reason_code="too_large", reason=reason)
+
+
 def _cannot_fit(attempted: Attempted) -> Consequence:
     own = max(attempted.peak_bytes or 0, min(attempted.had_bytes, attempted.largest_bytes))
-    server = f" with its warm server of {figures.size(attempted.server_bytes)}" if attempted.server_bytes else ""
+    server = f" with its warm server of {_mib(attempted.server_bytes)}" if attempted.server_bytes else ""
+    needed = max(own + attempted.server_bytes, attempted.most_bytes + 2**20)  # with all there is it did not do
     reason = (
-        f"needs at least {figures.size(own + attempted.server_bytes)}{server}, the limit is "
-        f"{figures.size(attempted.most_bytes)} (the memory limit less its reserve); give it more memory or make it "
+        f"needs at least {_mib(needed)}{server}, the limit is "
+        f"{_mib(attempted.most_bytes)} (the memory limit less its reserve); give it more memory or make it "
         "smaller, then `overnight retry`"
     )
     return Consequence(quarantine=True, reason_code="too_large", reason=reason)
+
+
+def _mib(size_bytes: int) -> str:
+    """Two figures that differ must not read alike: rounded up, to the MiB."""
+    return f"{-(-size_bytes // 2**20)} MiB"

@@ -13,7 +13,11 @@ from overnight import procfs
 
 
 class Handle:
-    """A process that cannot be mistaken for another one."""
+    """A process that cannot be mistaken for another one.
+
+    What signals returns False when the process may not be signalled: a command of an unprivileged daemon may have
+    become somebody else (sudo, a setuid program). One that has ended needs no signal: that is True.
+    """
 
     def __init__(self, pid: int, start_ticks: int, pidfd: int) -> None:
         self.pid = pid
@@ -52,23 +56,27 @@ class Handle:
         poller.register(self._pidfd, select.POLLIN)
         return bool(poller.poll(int(timeout_s * 1000)))
 
-    def ask_to_leave(self) -> None:
+    def ask_to_leave(self) -> bool:
         """SIGTERM, then SIGCONT, so that a stopped process hears it too, and cannot allocate first."""
-        self._send(signal.SIGTERM)
-        self._send(signal.SIGCONT)
+        told = self._send(signal.SIGTERM)
+        return self._send(signal.SIGCONT) and told
 
-    def thaw(self) -> None:
+    def thaw(self) -> bool:
         """SIGCONT."""
-        self._send(signal.SIGCONT)
+        return self._send(signal.SIGCONT)
 
-    def kill(self) -> None:
-        self._send(signal.SIGKILL)
+    def kill(self) -> bool:
+        """SIGKILL."""
+        return self._send(signal.SIGKILL)
 
-    def _send(self, number: signal.Signals) -> None:
+    def _send(self, number: signal.Signals) -> bool:
         try:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             pass
+        except PermissionError:
+            return False
+        return True
 
     def close(self) -> None:
         os.close(self._pidfd)

@@ -2,8 +2,9 @@
 
 | what was seen, the first row that fits | outcome, reason code | confidence |
 |---|---|---|
-| the child's own report, but for one that tells of a signal from outside | as it says | certain |
-| ... `failed`, and the OOM killer took a part of it (an OOM kill in its own cgroup) | as below | inferred |
+| the child's own report, but for one that tells of a signal from outside, or of exit 75 | as it says | certain |
+| exit 75, and nobody below had asked for it | yielded, put_back | certain |
+| ... `failed` or `completed`, and an OOM kill in its own cgroup: of a part of it | as below | inferred |
 | the dispatcher had asked for it | cancelled, timed_out, yielded | certain |
 | the watchdog wrote down that it took it (or its warm server) out, and it was ended from outside | evicted | certain |
 | an OOM kill in its own cgroup, whose cap had been met | over_cap, cgroup_cap | certain by SIGKILL |
@@ -87,7 +88,8 @@ def judge(end: Ending) -> Verdict:
     if end.eviction is not None and taken(end.report, end.status) and not _kernel_was_first(end, end.eviction, number):
         found = end.eviction
         return Verdict("evicted", found.reason_code, found.sentence(), evidence | found.evidence())
-    if (killed := _oom_killed(end, number, evidence)) is not None:
+    put_back = end.report is not None and end.report["outcome"] == "yielded"
+    if not put_back and (killed := _oom_killed(end, number, evidence)) is not None:
         return killed
     if end.report is not None:
         return _ended_from_outside(end, end.report, number, evidence)
@@ -112,7 +114,7 @@ def taken(report: dict[str, Any] | None, status: int | None) -> bool:
     if report is None:
         return interrupted(status)
     match report["outcome"], report["reason_code"]:
-        case ("terminated", _) | ("lost", "killed"):
+        case ("terminated", _) | ("lost", "killed") | ("yielded", "put_back"):
             return True
         case ("failed", "exit_status"):
             return _shells_signal(report) is not None
@@ -120,11 +122,16 @@ def taken(report: dict[str, Any] | None, status: int | None) -> bool:
 
 
 def _told(end: Ending, report: dict[str, Any], number: int | None, evidence: dict[str, Any]) -> Verdict:
-    """A program of which the OOM killer took a part fails by its own exit status."""
+    """A program of which the OOM killer took a part fails by its own exit status, or does not even notice (a pipeline,
+    a pool of workers): then what it calls its result is not one."""
     verdict = Verdict(report["outcome"], report["reason_code"], report["reason"], evidence)
-    if verdict.outcome != "failed" or (killed := _oom_killed(end, number, evidence)) is None:
+    own = end.cgroup is not None and end.cgroup.oom_kills
+    if verdict.outcome == "completed" and not own:
         return verdict
-    return replace(killed, reason=f"{killed.reason}; {verdict.reason}", confidence="inferred")
+    if verdict.outcome not in ("failed", "completed") or (killed := _oom_killed(end, number, evidence)) is None:
+        return verdict
+    then = verdict.reason or "it ended all the same, as if nothing had happened"
+    return replace(killed, reason=f"{killed.reason}; {then}", confidence="inferred")
 
 
 def _asked(end: Ending, evidence: dict[str, Any]) -> Verdict | None:
@@ -172,8 +179,8 @@ def _oom_killed(end: Ending, number: int | None, evidence: dict[str, Any]) -> Ve
 
 
 def _ended_from_outside(end: Ending, report: dict[str, Any], number: int | None, evidence: dict[str, Any]) -> Verdict:
-    if report["outcome"] == "failed":
-        return Verdict("failed", report["reason_code"], report["reason"], evidence)
+    if report["outcome"] in ("failed", "yielded"):
+        return Verdict(report["outcome"], report["reason_code"], report["reason"], evidence)
     if report["outcome"] == "terminated":
         return Verdict("lost", "terminated", f"{report['reason']}; neither the daemon nor the watchdog asked", evidence)
     return _lost(end, report["reason"], number, evidence)

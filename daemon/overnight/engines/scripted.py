@@ -8,6 +8,7 @@ depend on the whole history, so that a wrong replay is found out. Settings (`opt
     grow_bytes      bytes of touched memory that each new turn keeps (default 0), to be a leak on purpose
     cache_bytes     bytes of touched memory that a session keeps as a cache, filled again at each new turn (default 0);
                     a shrink drops it
+    spike_at_turn   the turn (from 1) that touches spike_bytes for a moment, and lets go of them
     fail_at_turn    the turn (from 1) that fails, with fail_kind: error | memory | exit | hang (default error)
     load_s          seconds that loading takes (default 0)
     context_tokens  size of the context window (default 100000)
@@ -133,6 +134,9 @@ class ScriptedSession:
 
     def _misbehave(self) -> None:
         self._pass(float(self._options.get("delay_s", 0.0)))
+        if self._turn == self._options.get("spike_at_turn") and (spike := int(self._options.get("spike_bytes", 0))):
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+            mmap.mmap(-1, spike, flags=flags).close()
         if grow := int(self._options.get("grow_bytes", 0)):
             block = bytearray(grow)
             block[::_PAGE] = b"\1" * len(range(0, grow, _PAGE))  # touch every page: untouched memory costs nothing

@@ -126,4 +126,6 @@ def _placeholder_problem(grid: CommandGrid, text: str) -> str | None:
             elif f"${{{name}}}" in text:
                 hint = f"; write ${{{{{name}}}}} for a variable of the shell"
             return f"unknown placeholder {{{name}}}, expected {one_of(shown.values())}{hint}"
+    if grid.shell and text in grid.command and (quoted := placeholders.quoted_names(text)):
+        return f"{{{quoted[0]}}} stands in quotes, expected it bare: values are quoted when they are filled in"
     return None

@@ -21,6 +21,8 @@ class ScriptedOptions(Section):
     load_s: Seconds = 0.0
     grow_bytes: SizeBytes = 0
     cache_bytes: SizeBytes = 0
+    spike_at_turn: Turn = None
+    spike_bytes: SizeBytes = 0
     fail_at_turn: Turn = None
     fail_kind: Annotated[
         Literal["error", "memory", "exit", "hang"], Field(description="one of error, memory, exit, hang")

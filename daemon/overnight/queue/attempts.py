@@ -31,15 +31,15 @@ class Attempts(Base):
         claim_source: str = "",
         cap_bytes: int | None = None,
     ) -> Claimed | None:
-        """Take the oldest ready cell (by `not_before`, then id): it is running, with an open attempt, when
-        this returns. None when none is ready.
+        """Take the next ready cell (one that has waited out a delay, else by id): it is running, with an open
+        attempt, when this returns. None when none is ready.
 
         warm_key: only cells of this warm server; exclude: none of these. cell_id: this very cell or none.
         claim_bytes, claim_source, cap_bytes: what the attempt is admitted with, noted in its row."""
         with self._db.write() as db:
             now = self._clock()
             if cell_id is None:
-                head = find_head(db, only=warm_key, exclude=exclude)
+                head = find_head(db, now, only=warm_key, exclude=exclude)
             else:
                 head = that_cell(db, cell_id, only=warm_key, exclude=exclude)
             if head is None or head.not_before > now:
@@ -108,6 +108,9 @@ class Attempts(Base):
         replay_s: float | None = None,
         max_rss_bytes: int | None = None,
         run_s: float | None = None,
+        process: tuple[int, int] | None = None,
+        claim_bytes: int | None = None,
+        cap_bytes: int | None = None,
         peak_bytes: int | None = None,
         raised_claim_bytes: int | None = None,
         alone: bool | None = None,
@@ -119,11 +122,12 @@ class Attempts(Base):
         turns, output_tokens: all that the cell has on disk now, None = not known. delay_s: not before that
         many seconds, if the cell becomes pending; without a delay it keeps its place at the head of the
         queue. run_s: how long the attempt took by a monotonic clock, otherwise wall time since the claim is
-        taken. peak_bytes: memory it took at most. raised_claim_bytes: the cell's claim from now on, None = as
-        before. alone: must the cell run alone from now on, None = as before until it makes a new turn.
-        quarantine: the cell is quarantined, since it can never fit; only after `states.MEMORY`. learn: a peak to
-        be kept for claims. Raises StaleAttempt when the attempt has an outcome already, or its cell is not
-        running it.
+        taken. process: its pid and start time, for one that ended before `started`; claim_bytes, cap_bytes:
+        its last ones; None = as noted before. peak_bytes: memory it took at most. raised_claim_bytes: the
+        cell's claim from now on, None = as before. alone: must the cell run alone from now on, None = as
+        before until it makes a new turn. quarantine: the cell is quarantined, since it can never fit; only
+        after `states.MEMORY`. learn: a peak to be kept for claims. Raises StaleAttempt when the attempt has
+        an outcome already, or its cell is not running it.
         """
         values = {
             "reason_code": reason_code,
@@ -138,6 +142,9 @@ class Attempts(Base):
             "max_rss_bytes": max_rss_bytes,
             "peak_bytes": peak_bytes,
         }
+        pid, start_ticks = process or (None, None)
+        noted = {"pid": pid, "start_ticks": start_ticks, "claim_bytes": claim_bytes, "cap_bytes": cap_bytes}
+        values |= {name: value for name, value in noted.items() if value is not None}
         follows = ending.Consequences(
             delay_s=delay_s,
             run_s=run_s,

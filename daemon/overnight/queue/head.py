@@ -10,18 +10,33 @@ from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 _EVER = sys.float_info.max
+_AFTER_NONE = sys.float_info.min
+"""The smallest time that is not 0, which stands for no delay."""
 
 
 class Head(NamedTuple):
-    """A pending cell; ordered as cells are claimed."""
+    """A pending cell."""
 
     not_before: float
     cell_id: int
 
+    @property
+    def place(self) -> tuple[bool, float, int]:
+        """Ordered as cells are claimed: those that have waited out a delay, longest first, before those without one.
+        They began before the others did; behind a million fresh cells they would never end."""
+        return (self.not_before == 0, self.not_before, self.cell_id)
 
-def find_head(db: sqlite3.Connection, *, only: str | None = None, exclude: Collection[str] = ()) -> Head | None:
-    """The pending cell that is ready first, of one warm server or of all."""
-    streams = (_stream(db, warm_id) for warm_id in _chosen(db, only, exclude))
+
+def find_head(
+    db: sqlite3.Connection, now: float, *, only: str | None = None, exclude: Collection[str] = ()
+) -> Head | None:
+    """The cell that is claimed next at `now`, of one warm server or of all; None when none is ready."""
+    return next(_merged(db, now, only, exclude), None)
+
+
+def find_first(db: sqlite3.Connection, *, exclude: Collection[str] = ()) -> Head | None:
+    """The pending cell that is ready first, now or later."""
+    streams = (_stream(db, warm_id, 0.0, _EVER) for warm_id in _chosen(db, None, exclude))
     return min((head for stream in streams for head in itertools.islice(stream, 1)), default=None)
 
 
@@ -30,8 +45,7 @@ def find_heads(db: sqlite3.Connection, now: float, limit: int, *, exclude: Colle
 
     The heads of the warm servers are merged, each read only as far as it is needed: the work is one lookup for each
     warm server and one step for each cell that is given."""
-    streams = [_stream(db, warm_id, now) for warm_id in _chosen(db, None, exclude)]
-    return list(itertools.islice(heapq.merge(*streams), max(0, limit)))
+    return list(itertools.islice(_merged(db, now, None, exclude), max(0, limit)))
 
 
 def that_cell(
@@ -67,11 +81,19 @@ def _chosen(db: sqlite3.Connection, only: str | None, exclude: Collection[str]) 
             yield warm_id
 
 
-def _stream(db: sqlite3.Connection, warm_id: int, now: float = _EVER) -> Iterator[Head]:
-    """The pending cells of a warm server that are ready at `now`, in the index's own order."""
+def _merged(db: sqlite3.Connection, now: float, only: str | None, exclude: Collection[str]) -> Iterator[Head]:
+    streams = [
+        itertools.chain(_stream(db, warm_id, _AFTER_NONE, now), _stream(db, warm_id, 0.0, 0.0))
+        for warm_id in _chosen(db, only, exclude)
+    ]
+    return heapq.merge(*streams, key=lambda head: head.place)
+
+
+def _stream(db: sqlite3.Connection, warm_id: int, since: float, until: float) -> Iterator[Head]:
+    """The pending cells of a warm server with since <= not_before <= until, in the index's own order."""
     rows = db.execute(
         "SELECT not_before, id FROM cells INDEXED BY cells_pending"
-        " WHERE status = 'pending' AND warm_id = ? AND not_before <= ? ORDER BY not_before, id",
-        (warm_id, now),
+        " WHERE status = 'pending' AND warm_id = ? AND not_before BETWEEN ? AND ? ORDER BY not_before, id",
+        (warm_id, since, until),
     )
     return (Head(*row) for row in rows)

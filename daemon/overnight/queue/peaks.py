@@ -8,7 +8,9 @@ from overnight.queue.base import Base
 from overnight.queue.rows import Peak, PeakRow
 
 KEPT = 64
-"""Peaks of one kind that are kept: more than a claim looks at, so that the table stays small for ever."""
+"""Peaks of one kind that are kept: more than a claim looks at. The table grows with the number of kinds, and each
+combination of a command's axes but `seed` and `run` is one: a sweep of a million of them leaves a million rows or more,
+which are looked up by index."""
 
 
 class Peaks(Base):

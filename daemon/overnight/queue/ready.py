@@ -8,7 +8,7 @@ from typing import Any
 
 from overnight.queue import specs
 from overnight.queue.base import Base
-from overnight.queue.head import Head, find_head, find_heads
+from overnight.queue.head import Head, find_first, find_heads
 from overnight.queue.rows import Ready, parsed
 
 
@@ -34,7 +34,7 @@ class Readiness(Base):
     def next_ready_at(self, exclude: Collection[str] = ()) -> float | None:
         """When the first pending cell is ready, in unix seconds (0 = already); None when none is pending."""
         with self._db.read() as db:
-            head = find_head(db, exclude=exclude)
+            head = find_first(db, exclude=exclude)
         return None if head is None else head.not_before
 
 

@@ -11,7 +11,9 @@ dispatcher -> server   load {warm, store}                 once, first
 server -> dispatcher   loaded {load_s, promise, shrinks, freezes, threads, bytes}
                        refused {error}                    it cannot load; the server leaves
                        forked {attempt, pid, start_ticks, cgroup_error} or fork_failed {attempt, error}
-                       memory {attempt, bytes, peak_bytes}    what the cell holds, when that has changed
+                       memory {attempt, bytes, peak_bytes, refault_bytes_per_s}
+                                                          what the cell holds, and what it has to read again (its cap
+                                                          thrashes), when that has changed
                        exited {attempt, status, max_rss_bytes, peak_bytes}
                        trimmed {before_bytes, after_bytes}    it was asked to shrink
 child -> dispatcher    begun | resumed | replaying | first_prefill | turn | finishing | tail_cut | shrunk {attempt, ...}
@@ -70,7 +72,10 @@ class Channel:
             raise Closed(str(error)) from None
         if not data:
             raise Closed("end of stream")
-        message: Message = json.loads(data)
+        try:
+            message: Message = json.loads(data)
+        except ValueError as error:  # cut off: it was larger than a packet may be
+            raise Closed(f"a packet that is not whole: {error}") from None
         return message
 
     def close(self) -> None:

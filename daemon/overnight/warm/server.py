@@ -31,6 +31,9 @@ OOM_SCORE_ADJ = 500
 """Above the daemon's, below a cell's: losing a warm server costs a load, losing a cell costs a turn."""
 WEIGH_S, WEIGH_CALM_S = 0.05, 0.2
 """How often the children are weighed while one of them changes, and while none does. A prefill's spike takes longer."""
+PAUSE_LOOKS, LONGEST_PAUSE_S = 20, 5.0
+"""Between two looks, so many times what the last one took: weighing is to cost a twentieth of a processor at most.
+Without cgroups a look reads some files of each process, and without CONFIG_PROC_CHILDREN of all the machine's."""
 TELL_S = 0.2
 TELL_BYTES = 1 << 20
 """A change of so much is news to the dispatcher, so often at most."""
@@ -44,7 +47,7 @@ class Server:
     def __init__(self, channel: Channel, engine: Engine) -> None:
         self._channel = channel
         self._engine = engine
-        self._weigh_s = WEIGH_S
+        self._weigh_s = self._pause_s = WEIGH_S
         self._weighed_s = self._told_s = 0.0
         self._selector = selectors.DefaultSelector()
         self._selector.register(channel, selectors.EVENT_READ)
@@ -53,7 +56,7 @@ class Server:
 
     def serve(self) -> None:
         while self._running:
-            for key, _ in self._selector.select(self._weigh_s if self._children else None):
+            for key, _ in self._selector.select(self._pause_s if self._children else None):
                 if key.data is None:
                     self._obey(self._channel.receive())
                 else:
@@ -106,22 +109,27 @@ class Server:
     def _weigh(self) -> None:
         """Look at what the children hold, and tell what has changed: more often while something does."""
         now = time.monotonic()
-        if not self._children or now - self._weighed_s < self._weigh_s:
+        if not self._children or now - self._weighed_s < self._pause_s:
             return
-        self._weighed_s, changes = now, False
+        changes, took_s = False, 0.0
         for each in self._children.values():
             before = each.meter.bytes
             changes = abs(each.meter.look() - before) > TELL_BYTES or changes
+            took_s += each.meter.took_s
+        self._weighed_s = now + took_s
         self._weigh_s = WEIGH_S if changes else min(WEIGH_CALM_S, self._weigh_s + 0.01)
+        self._pause_s = max(self._weigh_s, min(PAUSE_LOOKS * took_s, LONGEST_PAUSE_S))
         due = now - self._told_s >= TELL_S
         if due:
             self._told_s = now
         for each in self._children.values():
             meter = each.meter
             near = each.cap_bytes is not None and meter.bytes > NEAR_CAP * each.cap_bytes
-            if (due or near) and abs(meter.bytes - meter.told_bytes) > TELL_BYTES:
-                meter.told_bytes = meter.bytes
-                self._channel.offer("memory", attempt=each.attempt, bytes=meter.bytes, peak_bytes=meter.peak_bytes)
+            if (due or near) and (abs(meter.bytes - meter.told_bytes) > TELL_BYTES or not meter.refaults_told):
+                told = {"bytes": meter.bytes, "peak_bytes": meter.peak_bytes}
+                told["refault_bytes_per_s"] = meter.refault_bytes_per_s
+                if self._channel.offer("memory", attempt=each.attempt, **told):
+                    meter.told_bytes, meter.refaults_told = meter.bytes, True
 
 
 def load(channel: Channel, message: Message) -> Engine | None:

@@ -44,6 +44,9 @@ bench: $(STAMP)
 	$(BIN)/python bench/idle.py
 	$(BIN)/python bench/queue_scale.py
 	$(BIN)/python bench/watchdog.py --fetch --quick
+	$(BIN)/python bench/makespan.py --fetch
+	$(BIN)/python bench/overhead.py --fetch
+	$(BIN)/python bench/claims.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

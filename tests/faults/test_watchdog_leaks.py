@@ -7,6 +7,7 @@ side, each in a cgroup with a watchdog of its own.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -138,7 +139,7 @@ def test_what_a_command_keeps_in_shm_is_its_own_and_the_server_of_commands_is_no
     if not (own / "memory.stat").exists():
         own.rmdir()
         pytest.skip("a v2 cgroup with processes in it has no memory controller for those below it")
-    hog = made.leak("shm", 100, cell="hog", cgroup=str(own), last_turn_s=time.monotonic() - 300.0, **given)
+    hog = made.leak("shm", 100, cell="hog", cgroup=str(own), **given)
     try:
         (own / "cgroup.procs").write_text(str(hog.pid))
         made.watch()
@@ -150,7 +151,8 @@ def test_what_a_command_keeps_in_shm_is_its_own_and_the_server_of_commands_is_no
         assert made.verdicts()[0]["own_bytes"] > 200 * MIB
         assert made.cgroup.oom_kills() == 0
     finally:
-        hog.end()
+        if hog.alive():
+            os.kill(hog.pid, signal.SIGKILL)
         until(lambda: removed(own), what="an empty cgroup")
 
 

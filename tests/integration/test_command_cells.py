@@ -205,3 +205,13 @@ def test_one_that_always_kills_itself_fails_in_the_end(home: Home) -> None:
     home.start()
     cell = wait_ended(home)["command"]
     assert (cell["status"], cell["reason_code"], cell["attempts"]) == ("failed", "killed_repeated", 5)
+
+
+def test_what_went_wrong_beside_the_outcome_is_shown(home: Home) -> None:
+    program = "import json, os; print('x'); open(os.environ['OVERNIGHT_RESULT'], 'w').write(json.dumps(float('nan')))"
+    submit(home, python(program), "--keep", "*.bin")
+    home.start()
+    assert wait_ended(home)["command"]["status"] == "done"
+    shown = home("show", "command").stdout
+    assert "note       no result was recorded: " in shown
+    assert "nothing to keep for *.bin" in shown

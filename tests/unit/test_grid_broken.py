@@ -49,7 +49,8 @@ MESSAGES = {
     "only_comments": "1: the file is empty; expected at least name, models and scaffolds",
     "option_misspelt": (
         "5: models[0].options.grow_byte: unknown key, expected one of reply_tokens, delay_s, load_s, "
-        "grow_bytes, cache_bytes, spike_at_turn, spike_bytes, fail_at_turn, fail_kind, context_tokens; did you mean 'grow_bytes'?"
+        "grow_bytes, cache_bytes, spike_at_turn, spike_bytes, fail_at_turn, fail_kind, context_tokens; "
+        "did you mean 'grow_bytes'?"
     ),
     "option_of_other_engine": "6: models[0].options.delay_s: unknown key, expected none here; remove it",
     "python_tag": "1: tags ('!!python/object/apply:os.system') are not used; write the value without",

@@ -26,14 +26,16 @@ def attempt(cap_mib: int | None = 64, rate_mib: float = 100, *, most_mib: int = 
 
 def loosened(*attempts: Any, headroom_mib: int | None = 900, room_mib: int = 500) -> list[int | None]:
     """The new cap of each attempt in MiB, None for one that keeps its own. 200 MiB are the reserve."""
-    told: Any = SimpleNamespace(
-        limit_bytes=GIB, hold_bytes=200 * MIB, headroom_bytes=None if headroom_mib is None else headroom_mib * MIB
-    )
+    told: Any = None
+    if headroom_mib is not None:
+        left = headroom_mib * MIB
+        told = SimpleNamespace(limit_bytes=GIB, hold_bytes=200 * MIB, headroom_bytes=left, age_s=0.0)
     config: Any = SimpleNamespace(memory=SimpleNamespace(reserve=None))
     crew: Any = SimpleNamespace(attempts=dict(enumerate(attempts)))
     paths: Any = None
     queue: Any = None
     planner = Planner(paths, config, queue, crew, SimpleNamespace(pressure=told))  # type: ignore[arg-type]
+    planner._found_limit = lambda: GIB  # type: ignore[method-assign]
     planner.view = lambda delay_left_s=0.0: SimpleNamespace(room_bytes=room_mib * MIB)  # type: ignore
     found = {id(each): cap_bytes // MIB for each, cap_bytes in planner.loosenings()}
     return [found.get(id(each)) for each in attempts]

@@ -66,7 +66,6 @@ def test_whoever_thrashes_goes_one_at_a_time(tmp_path: Path, bearable: int) -> N
     stalls: Any = Stalls(world, bearable)
     world.watchdog._stalls = stalls
     world.eye.limit_source = "machine"
-    world.eye.other_bytes = 600 * MIB  # mapped, say: while most of the limit is free nothing thrashes for want of it
     for pid in range(20, 25):
         world.start(pid, 20, freezes=False)
     world.until(lambda: bool(world.named("evicted")), 30)
@@ -77,6 +76,32 @@ def test_whoever_thrashes_goes_one_at_a_time(tmp_path: Path, bearable: int) -> N
     assert len(gone) == 5 - bearable and {event["trigger"] for event in gone} == {"thrash"}
     if bearable == 3:
         assert gone[1]["monotonic_s"] - gone[0]["monotonic_s"] >= 9.0  # since the second before, at the most
+
+
+@pytest.mark.parametrize(("charge", "taken"), [(64, 0), (60, 0), (30, 2)])
+def test_who_thrashes_at_a_cap_of_his_own_does_not_thrash_for_want_of_the_limit(
+    tmp_path: Path, charge: int, taken: int
+) -> None:
+    """His refaults and his standing still are counted in the limit's cgroup, too: the whole machine was free."""
+    world = World(tmp_path)
+    stalls: Any = Stalls(world, bearable=0)
+    world.watchdog._stalls = stalls
+    world.eye.limit_source = "machine"
+    own = tmp_path / "cell-1"
+    own.mkdir()
+    (own / "memory.max").write_text(f"{64 * MIB}\n")
+    (own / "memory.current").write_text(f"{charge * MIB}\n")
+
+    def see(_number: int) -> None:
+        pages = 5_000_000 + stalls.refaulted_pages()
+        (own / "memory.stat").write_text(f"anon {20 * MIB}\nfile {charge * MIB}\nworkingset_refault_file {pages}\n")
+
+    world.eye.at_look = see
+    for pid, cgroup in ((20, str(own)), (21, None)):
+        world.start(pid, 20, role="command", freezes=False, cgroup=cgroup)
+    world.lasts(60)
+    assert len(world.named("evicted")) == taken
+    assert bool(world.named("thrashing")) is bool(taken)
 
 
 def test_under_a_smaller_limit_the_machines_refaults_are_not_ours(world: World) -> None:

@@ -15,18 +15,15 @@ LIMITS = ThrashLimits()
 
 
 class World:
-    """A clock and the two counters of a machine that has been up for a while. psi: it measures stalls. free: the share
-    of its limit that is neither used nor mapped."""
+    """A clock and the two counters of a machine that has been up for a while. psi: it measures stalls."""
 
     def __init__(self, *, psi: bool = True) -> None:
         self.now_s, self.refaulted, self.stalled_us, self.psi = 1000.0, 5_000_000, 90_000_000, psi
-        self.free = 0.1
         self.watch = ThrashWatch()
         self.look()
 
     def look(self, limit_bytes: int = LIMIT) -> None:
-        left = round(self.free * limit_bytes)
-        self.watch.add(self.now_s, self.refaulted, self.stalled_us if self.psi else None, limit_bytes, left)
+        self.watch.add(self.now_s, self.refaulted, self.stalled_us if self.psi else None, limit_bytes)
 
     def live(self, seconds: float, *, refault: float, stall: float = 0.0, every_s: float = 1.0) -> None:
         """refault: times the limit that is read again in a second. stall: share of the time lost."""
@@ -95,33 +92,6 @@ def test_what_is_no_thrashing_never_is_however_long(refault: float, stall: float
         world.live(1, refault=refault, stall=stall)
         assert world.level() is Level.OK
         assert world.watch.found.since_s is None
-
-
-@pytest.mark.parametrize(
-    ("free", "level"), [(1.0, Level.OK), (0.51, Level.OK), (0.5, Level.EVICT), (0.2, Level.EVICT), (0.0, Level.EVICT)]
-)
-@pytest.mark.parametrize("psi", [True, False])
-def test_with_most_of_the_limit_free_somebody_thrashes_under_a_cap_of_his_own(
-    free: float, level: Level, psi: bool
-) -> None:
-    """His refaults and his standing still are counted in the limit's cgroup, too."""
-    world = World(psi=psi)
-    world.free = free
-    world.live(30, refault=3.0, stall=0.9)
-    assert (world.level(2), world.level(1)) == (level, level)
-    assert (world.watch.found.since_s is None) == (level is Level.OK)
-    assert world.watch.found.refault_per_s == pytest.approx(3.0)
-
-
-def test_when_the_limit_fills_up_it_takes_its_time_from_there() -> None:
-    world = World()
-    world.free = 0.9
-    world.live(60, refault=3.0, stall=0.9)
-    world.free = 0.3
-    world.live(9, refault=3.0, stall=0.9)
-    assert world.level() is Level.SHRINK
-    world.live(1, refault=3.0, stall=0.9)
-    assert world.level() is Level.EVICT
 
 
 @pytest.mark.parametrize(

@@ -244,6 +244,34 @@ def test_a_v1_walk_over_very_many_files_is_no_memory_that_a_death_frees(world: W
     assert world.mib(charged.tree) == 47
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_read_again_at_its_own_cap(world: World, version: int) -> None:
+    stat, limit, usage = {
+        1: ("total_rss 1\ntotal_cache 9\ntotal_workingset_refault_file {}\n", "limit_in_bytes", "usage_in_bytes"),
+        2: ("anon 1\nfile 9\nworkingset_refault_file {}\n", "max", "current"),
+    }[version]
+
+    def found(pages: int, charged: int, cap: int | str) -> int:
+        world.write("cg/memory.stat", stat.format(pages))
+        world.write(f"cg/memory.{usage}", f"{charged}\n")
+        world.write(f"cg/memory.{limit}", f"{cap}\n")
+        return tree.refaulted_at_cap()
+
+    tree = world.tree(cgroup=str(world.folder / "cg"))
+    assert found(7000, 100, 100) == 0, "another cell's"
+    assert found(7010, 100, 100) == 10
+    assert found(7015, 95, 200) == 5, "its cap was raised meanwhile"
+    assert found(7025, 100, 200) == 0, "there is room under its cap: somebody else throws out its pages"
+    assert found(7030, 190, 200) == 5
+    assert found(20, 190, 200) == 0, "another counter"
+    assert found(30, 30, "max") == 10
+    assert found(40, 30, "max") == 0
+    world.write("cg/memory.stat", "")
+    assert tree.refaulted_at_cap() == 0
+    assert world.tree().refaulted_at_cap() == 0
+    tree.close()
+
+
 @pytest.mark.parametrize("cgroup", ["/nowhere", "/\0", "/\ud800", "x" * 5000])
 def test_a_cgroup_that_is_none(world: World, cgroup: str) -> None:
     world.process(ROOT, 1, 10 * MIB)

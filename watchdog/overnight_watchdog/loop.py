@@ -75,6 +75,7 @@ class Watchdog:
         self._policy = Policy() if policy is None else policy
         self._thrash = ThrashWatch()
         self._stalls = stalls
+        self._capped_pages = 0
         self._track = Track()
         self._tracked: tuple[str, int] | None = None
         self._level, self._foreseen = Level.OK, False
@@ -156,8 +157,10 @@ class Watchdog:
             folder, pages = "" if bound is None else str(bound.folder), sample.refaulted_pages
             if sample.limit_source == "machine":  # under a smaller limit others' refaults would count as ours
                 pages = self._stalls.refaulted_pages()
-            stalled_us, left = self._stalls.stalled_us(folder), sample.headroom_bytes
-            self._thrash.add(now_s, pages, stalled_us, sample.limit_bytes, left)
+            self._capped_pages += sum(each.tree.refaulted_at_cap() for each in self._roster)
+            if pages is not None:  # what a cell's own cap throws out is not for want of the limit
+                pages -= self._capped_pages
+            self._thrash.add(now_s, pages, self._stalls.stalled_us(folder), sample.limit_bytes)
         cells = [each for each in self._roster if each.role in ("cell", "command") and not each.leaves]
         return View(
             headroom_bytes=sample.headroom_bytes,

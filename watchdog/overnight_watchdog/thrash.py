@@ -6,10 +6,10 @@ killed, and nothing gets done. What shows it is (1) refaults: pages that come ba
 read again 5 to 8 times a second on a fast disk, with 17 to 20 % of the time lost; a program that reads a file larger
 than its memory slowly refaults 0.4 times the limit a second and loses 1 %.
 
-It is the limit's own only when little of it is free. Cells have caps below the limit, which their page cache meets too:
-one that thrashes under its cap raises the very counters of the limit. *Measured*: with 2.0 of 2.0 GiB free a cell that
-had mapped 480 MiB under a cap of 27 MiB looked like that. Whoever thrashes for want of the limit has filled it with
-mapped pages, which headroom counts as used.
+Cells have caps below the limit, which their page cache meets too, and one that thrashes under its cap raises the very
+counters of the limit. *Measured*: with 2.0 of 2.0 GiB free a cell that had mapped 480 MiB under a cap of 27 MiB looked
+like that. So what a cell reads again at its own cap is not counted (`OwnCgroup.refaulted_at_cap`). Headroom does not
+tell the two apart: of 230 MiB of weights that thrash in 256 MiB, 10 are mapped at a time, and the rest looks free.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ SAMPLE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ThrashLimits:
-    """refault_per_s: share of the limit that is read again in a second. stall: share of the time lost. free: while more
-    than this share of the limit is left, nothing thrashes for want of it.
+    """refault_per_s: share of the limit that is read again in a second. stall: share of the time lost.
 
     Both together are thrashing; where nobody measures stalls, refaults alone have to be twice as many. It is named
     after `named_s`, and somebody is taken out after `evict_s`: the cheapest of several, so that the others
@@ -36,7 +35,6 @@ class ThrashLimits:
 
     refault_per_s: float = 0.1
     stall: float = 0.1
-    free: float = 0.5
     named_s: float = 3.0
     evict_s: float = 10.0
     alone_stall: float = 0.4
@@ -63,16 +61,8 @@ class ThrashWatch:
     def due(self, now_s: float) -> bool:
         return self._last is None or now_s - self._last[0] >= SAMPLE_S
 
-    def add(
-        self,
-        now_s: float,
-        refaulted_pages: int | None,
-        stalled_us: int | None,
-        limit_bytes: int,
-        headroom_bytes: int = 0,
-    ) -> None:
+    def add(self, now_s: float, refaulted_pages: int | None, stalled_us: int | None, limit_bytes: int) -> None:
         """stalled_us: PSI's total of `some`, None where there is no PSI; refaulted_pages: None where nobody counts.
-        headroom_bytes: with mapped and dirty pages counted as used.
 
         Another limit has counters of its own: what they showed together with the old one's would mean nothing."""
         last = self._last
@@ -87,8 +77,7 @@ class ThrashWatch:
         refault = (refaulted_pages - last[1]) * PAGE_BYTES / seconds / limit_bytes
         stall = None if stalled_us is None or last[2] is None else (stalled_us - last[2]) / 1e6 / seconds
         since = self.found.since_s if self.found.since_s is not None else last[0]
-        thrashes = headroom_bytes <= self.limits.free * limit_bytes and self._thrashes(refault, stall)
-        self.found = Thrashing(refault, stall, since if thrashes else None)
+        self.found = Thrashing(refault, stall, since if self._thrashes(refault, stall) else None)
 
     def forget(self) -> None:
         """Somebody is gone: whether it goes on without him is to be seen, and takes its time again."""

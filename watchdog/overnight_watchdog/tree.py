@@ -95,6 +95,10 @@ class Tree:
             total = max(total, self._charged.firm_bytes())
         return total
 
+    def refaulted_at_cap(self) -> int:
+        """Pages read again since the last call for want of room under its own cap; see `OwnCgroup`."""
+        return 0 if self._charged is None else self._charged.refaulted_at_cap()
+
     def refresh(self) -> None:
         """Look up who belongs to it, and their shared memory."""
         seen: dict[int, Member] = {}

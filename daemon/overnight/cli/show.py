@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from overnight.cells import placeholders
@@ -14,8 +16,10 @@ from overnight.dispatch import claims, predict
 from overnight.dispatch.claims import Claim
 from overnight.paths import Paths
 from overnight.queue import specs
-from overnight.queue.store import CellRow, Queue
+from overnight.queue.states import Status
+from overnight.queue.store import AttemptRow, CellRow, Queue
 
+_COMMAND_SHOWN = 400
 _NO_BOUND = 2**62
 """No daemon lives that says how much there is."""
 
@@ -51,11 +55,15 @@ def run(args: argparse.Namespace) -> int:
     if row.reason:
         print(f"  why        {text.harmless(row.reason)} [{row.reason_code}]")
     if spec["kind"] == "command":
-        print(f"  command    {text.harmless(_command(spec))}")
+        print(f"  command    {text.shortened(_command(spec), _COMMAND_SHOWN)}")
     else:
         print(f"  turns      {row.turns or 0}, {row.output_tokens or 0} tokens, {row.end_reason or 'not ended'}")
     print(f"  claim      {claim.sentence()}")
     print(f"  seed       {spec['seed']}")
+    if row.status == Status.PENDING and row.not_before > time.time():
+        print(f"  again      at {text.when(row.not_before)}")
+    for note in _notes(attempts):
+        print(f"  note       {text.harmless(note)}")
     if row.transcript_sha256:
         print(f"  sha256     {row.transcript_sha256}")
     for number, file in enumerate(files):
@@ -87,12 +95,27 @@ def _claim(paths: Paths, queue: Queue, row: CellRow, spec: dict[str, Any]) -> Cl
     return claims.claim(
         queue.peaks(claims.kind(spec)),
         queue.family_peaks(claims.family(spec)),
-        raised=row.claim_bytes,
+        raised=None if row.status == Status.DONE else row.claim_bytes,
         hint=queue.grid(row.grid).policy.get("memory_bytes"),
         predicted=predict.cell_bytes(spec, paths.models),
         prior=load_config(paths.config).memory.prior,
         most=_most_bytes(paths, spec),
     )
+
+
+def _notes(attempts: Sequence[AttemptRow]) -> Iterator[str]:
+    """What went wrong beside the last attempt's outcome."""
+    evidence = attempts[-1].evidence if attempts else {}
+    if note := evidence.get("result_note"):
+        yield f"no result was recorded: {note}"
+    if missing := evidence.get("keep_missing"):
+        yield f"nothing to keep for {', '.join(map(str, missing))}"
+    if lost := evidence.get("output_lost_bytes"):
+        yield f"{text.size(lost)} of its output could not be written"
+    if left := evidence.get("leftovers"):
+        yield f"it left {left} processes running, which were ended"
+    if stay := evidence.get("unkilled"):
+        yield f"{stay} of its processes did not die of SIGKILL"
 
 
 def _most_bytes(paths: Paths, spec: dict[str, Any]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 from overnight.cli import common, text
@@ -79,6 +80,7 @@ def collect(paths: Paths, queue: Queue) -> dict[str, Any]:
             "exhaustion_s": now.exhaustion_s,
         },
         "cells": {str(status): count for status, count in queue.counts().items()},
+        "next_ready_s": None if (ready_at := queue.next_ready_at()) is None else max(0.0, ready_at - time.time()),
         "grids": [_grid(queue, grid, slots, running) for grid in grids],
         "running": running,
         "warm": warm,
@@ -159,9 +161,16 @@ def _show(found: dict[str, Any]) -> None:
     if (memory := found["memory"]) is not None:
         claimed = f"{text.size(memory['claimed_bytes'])} by cells, {text.size(memory['warm_bytes'])} by warm servers"
         most = memory.get("most_bytes", memory["limit_bytes"] - memory["reserve_bytes"])
-        print(f"claimed   {claimed}, of {text.size(most)} ({text.size(memory['reserve_bytes'])} are kept free)")
+        print(f"claimed   {claimed}")
+        others = memory.get("others_bytes")
+        also = "" if others is None else f", {text.size(others)} are held by others"
+        print(f"          of {text.size(most)}; {text.size(memory['reserve_bytes'])} are kept free{also}")
     counts = ", ".join(f"{count} {status}" for status, count in found["cells"].items() if count)
     print(f"cells     {counts or 'none; submit a grid: overnight submit FILE'}")
+    if found["next_ready_s"]:
+        print(
+            f"          all that are pending wait to be tried again, the next in {text.duration(found['next_ready_s'])}"
+        )
     if found["grids"]:
         heads = (
             "grid",

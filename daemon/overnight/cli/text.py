@@ -38,6 +38,12 @@ def harmless(text: str, *, newlines: bool = True) -> str:
     )
 
 
+def shortened(text: str, most: int) -> str:
+    """On one line, and no longer than `most` characters."""
+    line = harmless(text, newlines=False)
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
 def _escaped(char: str) -> str:
     code = ord(char)
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}" if code < 65536 else f"\\U{code:08x}"

@@ -152,6 +152,7 @@ class Dispatcher:
             struck = self._oom.struck()
             for attempt in self.crew.ended[before:]:
                 attempt.oom_above = struck
+                self.planner.freed(attempt.bytes)
 
     def extend(self) -> None:
         """The kernel is told at once; `note` tells the queue."""

@@ -36,7 +36,6 @@ _RESERVE_SHARE, _RESERVE_OF_BYTES = 0.20, 64 * 2**30
 _LIMIT_AGE_S = 10.0
 _NEAR_LEARNED = 0.98
 _SURE_S = 60.0
-_MILD = ("hold", "shrink")
 _KNOWN_MOST = 4096
 _THRASHES_BYTES_PER_S, _THRASHES_SHARE = 4 * 2**20, 0.1
 """Under its cap a cell may read so much again, and so much of its cap, a second. *Measured*: a file of 480 MiB that is
@@ -75,6 +74,7 @@ class Planner:
         self._own_limit: tuple[float, int] = (float("-inf"), 0)
         self._passed = Passed()
         self._head: Wanted | None = None
+        self._freed: list[tuple[float, int]] = []
         self._too_large: tuple[int, float] | None = None
         self._base: tuple[float, int] = (float("-inf"), 0)
 
@@ -85,7 +85,17 @@ class Planner:
         limit = self._found_limit() if told is None else told.limit_bytes
         hold = None if told is None else told.hold_bytes
         reserve = int(_RESERVE_SHARE * min(limit, _RESERVE_OF_BYTES)) if hold is None else hold
-        return Bounds(limit, None if told is None else told.headroom_bytes, max(reserve, memory.reserve or 0))
+        headroom = None if told is None else min(limit, told.headroom_bytes + self._freed_since(told.age_s))
+        return Bounds(limit, headroom, max(reserve, memory.reserve or 0))
+
+    def freed(self, held_bytes: int) -> None:
+        """A cell has ended and held so much: the watchdog's last word may be older than that."""
+        self._freed.append((time.monotonic(), held_bytes))
+
+    def _freed_since(self, age_s: float) -> int:
+        said_s = time.monotonic() - age_s
+        self._freed = [each for each in self._freed if each[0] > said_s]
+        return sum(held for _, held in self._freed)
 
     def _found_limit(self) -> int:
         at_s, limit = self._own_limit
@@ -244,10 +254,12 @@ class Planner:
         )
 
     def _level(self, now: Pressure) -> str:
-        """A level that is only foreseen keeps nobody waiting: what runs will grow to its claims, and those are counted.
-        (Where nothing holds cells to their claims it does.)"""
-        foreseen = now.foreseen and now.level in _MILD and self._config.memory.caps != "none"
-        return "ok" if foreseen else now.level
+        """`hold` is what admission itself sees to, by the same threshold, and without its hysteresis: whoever packs up
+        to a line would wait at it. A `shrink` that is only foreseen keeps nobody waiting either: what runs will grow to
+        its claims, and those are counted. (Where nothing holds cells to their claims, both do.)"""
+        if self._config.memory.caps == "none":
+            return now.level
+        return "ok" if now.level == "hold" or (now.level == "shrink" and now.foreseen) else now.level
 
     def _server(self, server: WarmServer) -> Server:
         return Server(

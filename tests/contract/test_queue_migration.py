@@ -83,7 +83,7 @@ def test_work_goes_on_in_an_old_queue(path: Path) -> None:
         assert queue.recover() == [8, 12]
         assert queue.cell(8).status is Status.CANCELLED  # as was asked for while it ran
         ready = queue.next_ready_many(64)
-        assert [one.cell_id for one in ready] == [12, 13, 14, 15, 16, 2, 3, 4, 5, 6, 7]
+        assert [one.cell_id for one in ready] == [2, 3, 4, 5, 6, 7, 12, 13, 14, 15, 16]
         claimed = take(queue, cell_id=5, claim_bytes=10, claim_source="prior", cap_bytes=10)
         assert (claimed.attempt_number, claimed.cell.turns, claimed.policy) == (2, 2, {"tries": 3})
         peak = Peak("kind", "family", 9, True)

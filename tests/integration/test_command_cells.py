@@ -180,7 +180,7 @@ def test_a_command_with_checkpoints_goes_on_after_an_orderly_stop(home: Home) ->
 
 HIDES_ITS_DEATH = """
 import mmap, os, subprocess, sys
-worker = "import mmap; mmap.mmap(-1, 300 << 20, flags=2 | 32 | 0x8000)"
+worker = "import mmap; mmap.mmap(-1, 1000 << 20, flags=2 | 32 | 0x8000)"
 subprocess.run([sys.executable, "-S", "-E", "-c", worker])
 print("fine")
 """

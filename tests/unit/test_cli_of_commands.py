@@ -90,7 +90,7 @@ def test_a_server_that_does_not_run_is_predicted(played: Played) -> None:
 def test_status_and_cells_show_turns_of_idle_loops_alone(played: Played) -> None:
     played.daemon(limit_bytes=1024 * MIB, reserve_bytes=200 * MIB, most_bytes=800 * MIB)
     said = played("status")
-    assert f"of {text.size(800 * MIB)} ({text.size(200 * MIB)} are kept free)" in said
+    assert f"of {text.size(800 * MIB)}; {text.size(200 * MIB)} are kept free" in said
     assert "tokens" not in said
     assert "tokens" not in played("cells")
     assert "turns" not in played("show", "sweep/command")

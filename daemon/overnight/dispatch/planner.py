@@ -36,6 +36,7 @@ _RESERVE_SHARE, _RESERVE_OF_BYTES = 0.20, 64 * 2**30
 _LIMIT_AGE_S = 10.0
 _NEAR_LEARNED = 0.98
 _SURE_S = 60.0
+_FREED_MOST = 256
 _KNOWN_MOST = 4096
 _THRASHES_BYTES_PER_S, _THRASHES_SHARE = 4 * 2**20, 0.1
 """Under its cap a cell may read so much again, and so much of its cap, a second. *Measured*: a file of 480 MiB that is
@@ -90,7 +91,7 @@ class Planner:
 
     def freed(self, held_bytes: int) -> None:
         """A cell has ended and held so much: the watchdog's last word may be older than that."""
-        self._freed.append((time.monotonic(), held_bytes))
+        self._freed = [*self._freed[-_FREED_MOST:], (time.monotonic(), held_bytes)]
 
     def _freed_since(self, age_s: float) -> int:
         said_s = time.monotonic() - age_s

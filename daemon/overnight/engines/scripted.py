@@ -135,8 +135,8 @@ class ScriptedSession:
     def _misbehave(self) -> None:
         self._pass(float(self._options.get("delay_s", 0.0)))
         if self._turn == self._options.get("spike_at_turn") and (spike := int(self._options.get("spike_bytes", 0))):
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-            mmap.mmap(-1, spike, flags=flags).close()
+            with mmap.mmap(-1, spike, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as touched:
+                touched[::_PAGE] = b"\1" * len(range(0, spike, _PAGE))
         if grow := int(self._options.get("grow_bytes", 0)):
             block = bytearray(grow)
             block[::_PAGE] = b"\1" * len(range(0, grow, _PAGE))  # touch every page: untouched memory costs nothing

@@ -15,7 +15,7 @@ import pytest
 from helpers.command_cell import PYTHON, CommandCell, Run, python, runs
 from helpers.waiting import until
 from overnight import procfs
-from overnight.cells import command
+from overnight.cells import locking
 
 MIB = 2**20
 
@@ -169,7 +169,7 @@ def test_a_command_that_meets_its_own_limit_is_over_its_cap(run: Run, cap: str) 
 
 
 def test_one_attempt_a_cell(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "LOCK_WAIT_S", 0.1)
+    monkeypatch.setattr(locking, "WAIT_S", 0.1)
     first = run("echo here; exec sleep 100")
     until(lambda: "here" in first.said())
     second = run("true").ended()

@@ -8,7 +8,6 @@ The runner is no shell and no guard: it holds nothing of the command's but the e
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import signal
 import struct
@@ -19,19 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from overnight import durable
 from overnight.cells import command_ending, command_result, command_start
 from overnight.cells.command_ending import Ending, Left
 from overnight.cells.command_result import disk_error
 from overnight.cells.command_start import Refused, Started
 from overnight.cells.command_streams import LAST_LINE_BYTES, STDERR_BYTES, Log, Stream, Streams, Tail
 from overnight.cells.command_tree import CommandTree, step_out
-from overnight.errors import Busy
+from overnight.cells.locking import open_locked
 
 Report = Callable[..., None]
-
-LOCK_WAIT_S = 3.0
-"""For an attempt that was killed and whose exit is not finished yet."""
 
 LINGER_S = 0.05
 """Who was started by the command may be a moment longer about leaving than the command itself."""
@@ -260,21 +255,9 @@ def _lock(folder: Path) -> int:
     """One attempt a cell. Raises Busy, or a CellError for the disk's faults."""
     path = folder / "lock"
     try:
-        durable.make_folders(folder)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return open_locked(path)
     except OSError as error:
         raise disk_error(error, f"opening {path}") from error
-    deadline = time.monotonic() + LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                os.close(fd)
-                raise Busy(f"another process holds the lock of {path}") from None
-            time.sleep(0.02)
-        else:
-            return fd
 
 
 def _signal_fd() -> int:

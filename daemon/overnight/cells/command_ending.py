@@ -21,7 +21,9 @@ from typing import Any
 EX_PUT_BACK = 75
 """EX_TEMPFAIL of sysexits.h: "put me back, I go on from my checkpoint"."""
 
-_INTERRUPTING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+INTERRUPTING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""A cell never sends these to itself: somebody else ended it. Any other signal is its own crash."""
+
 _END_CHARACTERS = 2048
 _REFUSED = (
     *("memoryerror", "bad_alloc", "cannot allocate memory", "can't allocate memory", "can't start new thread"),
@@ -92,11 +94,11 @@ def judge(left: Left) -> Ending:
     if code is None:
         return Ending("lost", "killed", "the command would not die, not even of SIGKILL")
     said = _with(last_line(left.stderr))
-    if left.limited and _was_refused(left.stderr.lower(), crashed=code < 0 and -code not in _INTERRUPTING):
+    if left.limited and _was_refused(left.stderr.lower(), crashed=code < 0 and -code not in INTERRUPTING):
         return Ending("over_cap", "memory_error", f"the command met its memory cap, and {left_with(code)}{said}")
     if code >= 0:
         return Ending("failed", "exit_status", f"the command {left_with(code)}{said}")
-    if -code in _INTERRUPTING:
+    if -code in INTERRUPTING:
         return Ending("lost", "killed", f"the command was killed by {_name(-code)}")
     return Ending("failed", "crashed", f"the command crashed with {_name(-code)}{said}")
 

@@ -8,19 +8,18 @@ conditions in the header alone.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from overnight import durable
-from overnight.errors import Busy, TranscriptCorrupt
+from overnight.cells.locking import open_locked
+from overnight.errors import TranscriptCorrupt
 
 _SEAL = re.compile(rb',"h":"([0-9a-f]{64})"\}\n?$')
 _ANY_SEAL = re.compile(rb',"h":"[0-9a-f]{64}"\}')
@@ -139,27 +138,12 @@ class Transcript:
         self.cut: tuple[Path, int] | None = None
 
     @classmethod
-    def open(cls, path: Path, *, wait_s: float = 3.0) -> Transcript:
-        """Open or create for appending, under an exclusive lock. Raises `Busy`, or a CellError for the disk's faults.
-
-        The wait is for an attempt that was killed and whose exit is not finished yet.
-        """
+    def open(cls, path: Path, *, wait_s: float | None = None) -> Transcript:
+        """Open or create for appending, under an exclusive lock. Raises Busy, or a CellError for the disk's faults."""
         try:
-            durable.make_folders(path.parent)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            return cls(path, open_locked(path, os.O_APPEND, wait_s=wait_s))
         except OSError as error:
             raise durable.as_cell_error(error, f"opening {path}") from error
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    os.close(fd)
-                    raise Busy(f"another process holds the lock of {path}") from None
-                time.sleep(0.02)
-            else:
-                return cls(path, fd)
 
     def last_conditions(self) -> dict[str, Any] | None:
         """The conditions under which the last finished turn was made, None without a header. Changes nothing."""

@@ -30,11 +30,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from overnight import figures
+from overnight.cells.command_ending import INTERRUPTING
 from overnight.dispatch.evictions import Eviction
 from overnight.dispatch.slot import CgroupEvidence
-
-INTERRUPTING = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""A cell never sends these to itself: somebody else ended it. Any other signal is its own crash."""
 
 Confidence = Literal["certain", "inferred"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from overnight.engines.base import Promise, Session
+from overnight.errors import ExperimentFailed
 
 
 class Commands:
@@ -22,4 +23,4 @@ class Commands:
         return {"engine": self.name, "threads": threads}
 
     def open(self, spec: dict[str, Any], *, threads: int) -> Session:
-        raise NotImplementedError(f"a command has no conversation ({spec['key']}, {threads} threads)")
+        raise ExperimentFailed(f"{spec['key']} is a command: it has no conversation (asked for {threads} threads)")

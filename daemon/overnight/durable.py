@@ -3,6 +3,9 @@
 A write that must outlive a power cut is: all bytes written, the file fsynced, and for a new name its folder fsynced
 too. After a failed fsync the kernel may have dropped the dirty pages and marked them clean, so a second fsync would
 lie: the caller ends its attempt and never syncs that descriptor again.
+
+Every step that changes the disk is one method of `Calls`, so that a test can put a failing disk, or an end of the
+process between any two of them, in the place of `calls`.
 """
 
 from __future__ import annotations
@@ -31,6 +34,35 @@ class DiskFailed(CellError):
     reason_code = "disk_error"
 
 
+class Calls:
+    """The system calls that change the disk, one a method. All raise OSError."""
+
+    def open(self, path: Path, flags: int, mode: int = 0o600) -> int:
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def write(self, fd: int, data: memoryview) -> int:
+        return os.write(fd, data)
+
+    def fsync(self, fd: int) -> None:
+        os.fsync(fd)
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        os.ftruncate(fd, size)
+
+    def replace(self, source: Path, target: Path) -> None:
+        source.replace(target)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def mkdir(self, folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+
+
+calls = Calls()
+"""What all functions here go through."""
+
+
 def canonical(value: Any) -> str:
     """JSON in the one form that hashes and specifications use: sorted keys, no spaces, UTF-8, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -40,19 +72,24 @@ def write_all(fd: int, data: bytes) -> None:
     """Write every byte, however short the single writes are. Raises OSError."""
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        view = view[calls.write(fd, view) :]
 
 
 def sync(fd: int) -> None:
     """fsync a descriptor. Raises OSError; after that never call it again for this descriptor."""
-    os.fsync(fd)
+    calls.fsync(fd)
+
+
+def truncate(fd: int, size: int) -> None:
+    """Cut a file to `size` bytes; durable once it is synced. Raises OSError."""
+    calls.ftruncate(fd, size)
 
 
 def sync_folder(folder: Path) -> None:
     """Make names in `folder` durable. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        calls.fsync(fd)
     finally:
         os.close(fd)
 
@@ -65,7 +102,7 @@ def make_folders(folder: Path) -> None:
         missing.append(at)
         at = at.parent
     for new in reversed(missing):
-        new.mkdir(exist_ok=True)
+        calls.mkdir(new)
         sync_folder(new.parent)
 
 
@@ -77,7 +114,7 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], *, durable: bool = T
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = calls.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             for piece in (data,) if isinstance(data, bytes) else data:
                 write_all(fd, piece)
@@ -85,9 +122,9 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], *, durable: bool = T
                 sync(fd)
         finally:
             os.close(fd)
-        beside.replace(path)
+        calls.replace(beside, path)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        calls.unlink(beside)
         raise
     if durable:
         sync_folder(path.parent)

@@ -21,7 +21,7 @@ def open_locked(path: Path, flags: int = 0, *, wait_s: float | None = None) -> i
     flags: what else to open it with. wait_s: WAIT_S by default. Raises Busy when another process keeps the lock,
     OSError for the disk's faults."""
     durable.make_folders(path.parent)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | flags, 0o600)
+    fd = durable.calls.open(path, os.O_RDWR | os.O_CREAT | flags)
     deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
     while True:
         try:

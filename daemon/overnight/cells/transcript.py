@@ -181,7 +181,7 @@ class Transcript:
             while (beside := self.path.with_name(f"{self.path.name}.cut-{number}")).exists():
                 number += 1
             durable.write_atomic(beside, tail)
-            os.ftruncate(self._fd, self._size)
+            durable.truncate(self._fd, self._size)
             durable.sync(self._fd)
         except OSError as error:
             raise durable.as_cell_error(error, f"cutting a torn line off {self.path}") from error
@@ -209,7 +209,7 @@ class Transcript:
         except OSError as error:
             # Half a line is never left behind by us; should even this fail, the next opening cuts it off.
             try:
-                os.ftruncate(self._fd, self._size)
+                durable.truncate(self._fd, self._size)
             except OSError:
                 pass
             raise durable.as_cell_error(error, f"writing {self.path}") from error

@@ -1,0 +1,32 @@
+"""A little of every campaign, in every run of the tests; `make prove` runs them whole."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from campaigns import runner
+from campaigns.base import Campaign
+from campaigns.catalogue import CAMPAIGNS
+from campaigns.report import Report
+
+SEED = 1
+
+
+def each() -> Iterator[object]:
+    for campaign in CAMPAIGNS:
+        yield pytest.param(campaign, id=campaign.name, marks=[pytest.mark.alone] if campaign.alone else [])
+
+
+@pytest.mark.parametrize("campaign", each())
+def test_no_promise_is_broken(campaign: Campaign, tmp_path: Path) -> None:
+    if (why := campaign.missing()) is not None:
+        pytest.skip(why)
+    report = Report(tmp_path / "report.json", campaign, SEED, quick=True)
+    found = runner.run(campaign, report, SEED, tmp_path, quick=True)
+    assert not found.violations, "\n".join(found.violations)
+    assert sum(found.counts.values()) > 0, "it counted nothing: it tried nothing"
+    assert json.loads(report.path.read_bytes())["finished_rounds"] == report.planned > 0

@@ -16,7 +16,7 @@ from helpers.waiting import until
 from overnight.cli.main import COMMANDS
 
 
-@pytest.mark.parametrize("command", [module.__name__.rsplit(".", 1)[1] for module in COMMANDS])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(home: Home, command: str) -> None:
     assert "usage: overnight" in home(command, "--help").stdout
 

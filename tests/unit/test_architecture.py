@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from overnight.cli.main import main
+
 HEAVY = {"torch", "transformers", "sklearn", "numpy", "starlette", "mlflow", "safetensors", "gguf", "tokenizers"}
 
 
@@ -111,3 +113,27 @@ def test_files_stay_short(repository: Path) -> None:
     for root in ("daemon", "watchdog"):
         for path, _ in modules(repository, root):
             assert len(path.read_text().splitlines()) <= 400, path
+
+
+def test_a_command_imports_no_other(repository: Path) -> None:
+    """`overnight status` must not pay for what reads grid files: commands are asked often, by people and by scripts."""
+    program = """
+import sys
+from overnight.cli.main import main
+try:
+    main(["status", "--help"])
+except SystemExit:
+    pass
+print(sorted({"yaml", "overnight.cli.submit", "overnight.grid.loader", "overnight.cli.doctor"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_word_that_is_a_commands_name_is_not_taken_for_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home may be called `status`, and a cell too."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["--home", "status", "cells"]) == 0
+    assert (tmp_path / "status" / "var").is_dir()

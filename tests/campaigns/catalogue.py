@@ -3,5 +3,10 @@
 from __future__ import annotations
 
 from campaigns.base import Campaign
+from campaigns.too_small import TooSmall
+from campaigns.verdicts import Verdicts
 
-CAMPAIGNS: tuple[Campaign, ...] = ()
+CAMPAIGNS: tuple[Campaign, ...] = (
+    TooSmall(),
+    Verdicts(),
+)

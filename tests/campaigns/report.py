@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -16,6 +17,7 @@ from campaigns.base import Campaign, Finding
 from overnight import durable
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SOURCES = ("daemon", "watchdog", "etc", "tests/campaigns", "tests/helpers")
 
 
 def code() -> str:
@@ -29,8 +31,19 @@ def code() -> str:
     return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
+def sources() -> str:
+    """SHA-256 over what is tried and what tries it: a change of the documentation makes no finding stale."""
+    digest = hashlib.sha256()
+    for folder in SOURCES:
+        for path in sorted((REPOSITORY / folder).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                digest.update(f"{path.relative_to(REPOSITORY)}\0{path.stat().st_size}\0".encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 class Report:
-    """Findings by round. Those of the same campaign, seed, plan and code are taken over, all others begin anew."""
+    """Findings by round. Those of the same campaign, seed, plan and sources are taken over, all others begin anew."""
 
     def __init__(self, path: Path, campaign: Campaign, seed: int, *, quick: bool, fresh: bool = False) -> None:
         self.path = path
@@ -41,9 +54,10 @@ class Report:
             "proves": list(campaign.proves),
             "seed": seed,
             "quick": quick,
-            "code": code(),
+            "sources": sources(),
             "machine": {"python": platform.python_version(), "kernel": platform.release(), "cpu": platform.machine()},
         }
+        self._code = code()
         self.rounds: dict[str, dict[str, Any]] = {}
         self.planned = 0
         if not fresh:
@@ -70,6 +84,7 @@ class Report:
         total = self.total()
         return {
             **self._head,
+            "code": self._code,
             "planned_rounds": self.planned,
             "finished_rounds": len(self.rounds),
             "took_s": round(sum(one["took_s"] for one in self.rounds.values()), 1),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +15,13 @@ from campaigns.report import Report
 SEED = 1
 
 
-def each() -> Iterator[object]:
-    for campaign in CAMPAIGNS:
-        yield pytest.param(campaign, id=campaign.name, marks=[pytest.mark.alone] if campaign.alone else [])
+EACH = [
+    pytest.param(campaign, id=campaign.name, marks=[pytest.mark.alone] if campaign.alone else [])
+    for campaign in CAMPAIGNS
+]
 
 
-@pytest.mark.parametrize("campaign", each())
+@pytest.mark.parametrize("campaign", EACH)
 def test_no_promise_is_broken(campaign: Campaign, tmp_path: Path) -> None:
     if (why := campaign.missing()) is not None:
         pytest.skip(why)

@@ -249,7 +249,7 @@ def test_an_emptied_run_folder_never_makes_two(home: Home, gone: str) -> None:
     until(lambda: supervised_processes(home) == [])
 
 
-@pytest.mark.slow  # each of them hanging alone is tried in every run: test_guarding.py, test_too_small_a_budget.py
+@pytest.mark.slow  # each of them hanging alone is tried in every run: test_guarding.py, test_frozen_and_silent.py
 def test_both_hang_and_up_restarts_the_daemon_which_restarts_the_watchdog(home: Home) -> None:
     """One of them alone is restarted by the other one; with both stopped it takes somebody from outside."""
     home.submit(limits={"max_iterations": 100})

@@ -77,9 +77,23 @@ def test_findings_of_other_code_are_not_taken_over(
     campaign: Counting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole(campaign, tmp_path)
-    monkeypatch.setattr(reports, "code", lambda: "0123456789ab")
+    monkeypatch.setattr(reports, "sources", lambda: "other")
     whole(campaign, tmp_path)
     assert len(campaign.ran) == 6
+
+
+def test_every_source_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reports, "REPOSITORY", tmp_path)
+    seen = [reports.sources()]
+    for folder in reports.SOURCES:
+        for content in ("a", "b"):
+            (tmp_path / folder / "deep").mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / "deep" / "file").write_text(content)
+            seen.append(reports.sources())
+    assert len(set(seen)) == len(seen)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "file").write_text("a")
+    assert reports.sources() == seen[-1]
 
 
 @pytest.mark.parametrize("error", [Violation("a turn was lost"), RuntimeError("the\ncampaign itself")])

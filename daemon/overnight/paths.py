@@ -7,7 +7,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from overnight import private
 from overnight.errors import ConfigError
+
+SECRETS = "secrets.env"
+"""Of one home: a checkout's is not handed on to others."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -53,6 +57,10 @@ class Paths:
     @property
     def config(self) -> Path:
         return self.etc / "overnight.toml"
+
+    @property
+    def secrets(self) -> Path:
+        return self.etc / SECRETS
 
     @property
     def supervisord_conf(self) -> Path:
@@ -138,11 +146,13 @@ class Paths:
         return self.grid_results(grid) / "grid_state.json"
 
     def ensure(self) -> Paths:
-        """Make the home on first use: private folders, and the shipped `etc/` and `grids/` where they are missing."""
+        """Make the home on first use: private folders, and the shipped `etc/` and `grids/` where they are missing.
+
+        Raises ConfigError with one line for a home that cannot be used, such as somebody else's."""
         try:
             self.home.mkdir(parents=True, exist_ok=True)
             for folder in (self.var, self.run, self.registry, self.log, self.models, self.results):
-                folder.mkdir(mode=0o700, exist_ok=True)
+                private.make_folder(folder)
             source = shipped()
             if source != self.home:
                 for name in ("etc", "grids"):
@@ -158,5 +168,5 @@ class Paths:
 def _copy_missing(source: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
     for file in sorted(source.iterdir()):
-        if file.is_file() and not (target / file.name).exists():
+        if file.name != SECRETS and file.is_file() and not (target / file.name).exists():
             shutil.copyfile(file, target / file.name)

@@ -8,7 +8,11 @@ import signal
 from functools import lru_cache
 from pathlib import Path
 
+from overnight import checked
+
 _PR_SET_PDEATHSIG = 1
+PID_MOST = 2**22
+"""The kernel's PID_MAX_LIMIT."""
 
 
 def start_ticks(pid: int) -> int | None:
@@ -36,7 +40,38 @@ def _stat(pid: int) -> list[bytes] | None:
     except OSError:
         return None
     # The command name may hold spaces and parentheses: fields are counted from behind the last ')'.
-    return stat[stat.rindex(b")") + 2 :].split()
+    fields = stat[stat.rfind(b")") + 1 :].split()
+    numbers = (fields[1], fields[19]) if len(fields) >= 20 else ()
+    return fields if numbers and all(len(each) <= 20 and each.isdigit() for each in numbers) else None
+
+
+def environment(pid: int) -> set[str] | None:
+    """The names of the variables that a process was started with, None when that cannot be read. Never the values."""
+    try:
+        data = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return None
+    entries = (entry.partition(b"=") for entry in data.split(b"\0"))
+    return {os.fsdecode(name) for name, _, value in entries if value}
+
+
+def is_supervisord(pid: int) -> bool:
+    """Does its command line say so? It may be `python -m supervisor.supervisord` or a script of that name."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return any(b"supervisord" in word for word in words[:3])
+
+
+def read_pid(path: Path) -> int | None:
+    """The pid that a pid file holds, None when it holds none."""
+    try:
+        found = checked.read_small(path, 64).strip()
+    except OSError:
+        return None
+    pid = int(found) if found.isdigit() else 0
+    return pid if 0 < pid <= PID_MOST else None
 
 
 def alive(pid: int, ticks: int) -> bool:

@@ -96,6 +96,7 @@ class CommandCell:
             "cap_bytes": cap_bytes,
             "cgroup": cgroup,
             "dispatcher_pid": os.getpid() if dispatcher_pid is None else dispatcher_pid,
+            "secrets_file": home / "etc" / "secrets.env",
         }
         parent = os.getpid()
         sys.stdout.flush()

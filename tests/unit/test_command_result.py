@@ -98,9 +98,9 @@ def test_kept_files_replace_those_of_an_interrupted_attempt(tmp_path: Path) -> N
     (cwd / "m*x.txt").write_text("yes")
     (cwd / "max.txt").write_text("no")
     spec = specification(["true"], coords={"a": "*"}, keep=["m{a}x.txt", "m{a}x.*", "none"])
-    files, missing = keep(spec, cwd, folder)
-    assert [file["name"] for file in files] == ["m*x.txt"], "a value's own star is no pattern"
-    assert missing == ["none"]
+    kept = keep(spec, cwd, folder)
+    assert [file["name"] for file in kept.files] == ["m*x.txt"], "a value's own star is no pattern"
+    assert (kept.missing, kept.refused) == (["none"], [])
     assert [path.name for path in (folder / "files").iterdir()] == ["m*x.txt"]
 
 

@@ -25,6 +25,8 @@ from overnight.cells.command_start import Refused, Started
 from overnight.cells.command_streams import LAST_LINE_BYTES, STDERR_BYTES, Log, Stream, Streams, Tail
 from overnight.cells.command_tree import CommandTree, step_out
 from overnight.cells.locking import open_locked
+from overnight.masking import NOTHING, Masks
+from overnight.secrets import SecretError, look_up
 
 Report = Callable[..., None]
 
@@ -60,6 +62,7 @@ def run(
     cap_bytes: int | None,
     cgroup: str | None,
     dispatcher_pid: int,
+    secrets_file: Path | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Ending:
     """Run the command of `spec` in `folder` to its end. Raises CellError for the disk's faults and a held lock only.
@@ -67,9 +70,11 @@ def run(
     For a freshly forked process with one thread: it becomes a subreaper, and SIGTERM, SIGCHLD and SIGCONT stay blocked.
     token: OVERNIGHT_ATTEMPT, by which leftovers are found. cgroup: the folder of the cell's own memory cgroup, that
     this process is in; the command inherits it, the runner leaves it. dispatcher_pid: whose SIGTERM is passed on to
-    the tree. environ: what the command inherits, our own environment by default.
+    the tree. secrets_file: where secrets are that the environment lacks. environ: what the command inherits, our own
+    environment by default.
     """
     lock = _lock(folder)
+    masks = NOTHING
     try:
         try:
             signals = _signal_fd()
@@ -77,29 +82,33 @@ def run(
             for name in os.listdir(folder):  # noqa: PTH208 - a pattern would be compiled in each child anew
                 if name.startswith(".") and name.endswith(".tmp"):  # of an attempt that was killed while it wrote
                     (folder / name).unlink(missing_ok=True)
+            inherited = os.environ if environ is None else environ
+            secrets = _secrets(spec, inherited, secrets_file)
+            masks = Masks(secrets)
             plan = command_start.prepare(
                 spec,
                 folder,
-                os.environ if environ is None else environ,
+                inherited,
                 cap=policy.get("cap", "auto"),
                 cap_bytes=cap_bytes,
                 cgroup=cgroup,
                 token=token,
                 number=number,
+                secrets=secrets,
             )
             started = command_start.start(plan)
         except OSError as error:
             raise disk_error(error, f"preparing {folder}") from error
         except Refused as refused:
-            return Ending(refused.outcome, refused.reason_code, str(refused))
-        runner = _Runner(started, folder, signals, cgroup, dispatcher_pid, policy.get("grace_s", 10.0))
+            return Ending(refused.outcome, refused.reason_code, masks.text(str(refused)))
+        runner = _Runner(started, folder, signals, cgroup, dispatcher_pid, policy.get("grace_s", 10.0), masks)
         report("begun", turn=0, output_tokens=0, replay_s=0.0)
         try:
             runner.attend()
         finally:
             runner.end()
         report("finishing")
-        return _conclude(spec, folder, plan, runner)
+        return _conclude(spec, folder, plan, runner, masks)
     finally:
         os.close(lock)
 
@@ -108,13 +117,20 @@ class _Runner:
     """The loop around one running command."""
 
     def __init__(
-        self, started: Started, folder: Path, signals: int, cgroup: str | None, dispatcher: int, grace_s: float
+        self,
+        started: Started,
+        folder: Path,
+        signals: int,
+        cgroup: str | None,
+        dispatcher: int,
+        grace_s: float,
+        masks: Masks,
     ) -> None:
         self._signals, self._dispatcher, self.grace_s = signals, dispatcher, grace_s
         self.tree = CommandTree(started.pid, cgroup)
         self.streams = Streams(
-            Stream(started.stdout, Log(folder / "stdout.log"), Tail(LAST_LINE_BYTES)),
-            Stream(started.stderr, Log(folder / "stderr.log"), Tail(SAID_BYTES)),
+            Stream(started.stdout, Log(folder / "stdout.log"), Tail(LAST_LINE_BYTES), masks),
+            Stream(started.stderr, Log(folder / "stderr.log"), Tail(SAID_BYTES), masks),
             signals,
         )
         self.asked = self.grace_over = self._passed_on = False
@@ -190,12 +206,20 @@ class _Runner:
         return max(0.0, min(left, 0.02 if self.tree.status is not None else left))
 
 
-def _conclude(spec: Mapping[str, Any], folder: Path, plan: command_start.Plan, runner: _Runner) -> Ending:
+def _secrets(spec: Mapping[str, Any], environ: Mapping[str, str], file: Path | None) -> dict[str, str]:
+    """Variable -> value. Raises Refused."""
+    try:
+        return look_up(spec.get("secrets", ()), environ, file or Path(os.devnull))
+    except SecretError as error:
+        raise Refused(error.reason_code, str(error)) from None
+
+
+def _conclude(spec: Mapping[str, Any], folder: Path, plan: command_start.Plan, runner: _Runner, masks: Masks) -> Ending:
     out, err, status = runner.streams.out, runner.streams.err, runner.tree.status
     said = err.tail.text()
     result = command_result.Result()
     if command_ending.exit_code(status) == 0:
-        result = command_result.read(folder, out.tail.last_line())
+        result = command_result.read(folder, out.tail.last_line(), masks)
     ending = command_ending.judge(
         Left(
             status,
@@ -215,17 +239,23 @@ def _conclude(spec: Mapping[str, Any], folder: Path, plan: command_start.Plan, r
         "output_lost_bytes": runner.streams.lost_bytes,
         "result_note": result.note,
     }
+    try:
+        evidence["result_withdrawn"] = command_result.withdraw(folder, masks)
+    except OSError as error:
+        raise disk_error(error, f"removing a secret from {folder}") from error
     sha256 = None
     if ending.outcome == "completed":
         try:
-            files, evidence["keep_missing"] = command_result.keep(spec, plan.cwd, folder)
-            sha256 = command_result.write(spec, folder, result, files)
+            kept = command_result.keep(spec, plan.cwd, folder, masks)
+            evidence |= {"keep_missing": kept.missing, "keep_refused": kept.refused}
+            sha256 = command_result.write(spec, folder, result, kept.files)
         except OSError as error:
             raise disk_error(error, f"writing the result into {folder}") from error
         _tidy(spec, folder)
     return replace(
         ending,
-        evidence={name: value for name, value in evidence.items() if value or name == "exit_code"},
+        reason=masks.text(ending.reason),
+        evidence=masks.value({name: value for name, value in evidence.items() if value or name == "exit_code"}),
         result_sha256=sha256,
     )
 

@@ -7,6 +7,7 @@ name itself in hex.
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import glob
 import hashlib
@@ -15,13 +16,14 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from overnight import durable
 from overnight.cells import placeholders
 from overnight.cells.command_start import RESULT_FILE, remove
 from overnight.errors import CellError
+from overnight.masking import NOTHING, MaskedStream, Masks
 
 RESULT_BYTES = 16 * 2**20
 KEPT_FOLDER = "files"
@@ -36,13 +38,13 @@ class Result:
     note: str = ""
 
 
-def read(folder: Path, last_line: bytes | None) -> Result:
+def read(folder: Path, last_line: bytes | None, masks: Masks = NOTHING) -> Result:
     """From $OVERNIGHT_RESULT if it was written, else from the last line of stdout (None: that was too long)."""
     path = folder / RESULT_FILE
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return _of_line(last_line)
+        return _of_line(last_line, masks)
     except OSError as error:
         return Result(note=f"$OVERNIGHT_RESULT cannot be read: {error.strerror}")
     try:
@@ -54,38 +56,85 @@ def read(folder: Path, last_line: bytes | None) -> Result:
         return Result(note=f"$OVERNIGHT_RESULT cannot be read: {error.strerror}")
     if len(data) > RESULT_BYTES:
         return Result(note=f"$OVERNIGHT_RESULT is larger than {RESULT_BYTES // 2**20} MiB")
-    return parse(data, "$OVERNIGHT_RESULT")
+    return parse(data, "$OVERNIGHT_RESULT", masks)
 
 
-def _of_line(line: bytes | None) -> Result:
+def _of_line(line: bytes | None, masks: Masks) -> Result:
     if line is None:
         return Result(note="the last line of stdout is too long to be a result")
-    return parse(line, "the last line of stdout") if line.startswith(b"{") else Result()
+    return parse(line, "the last line of stdout", masks) if line.startswith(b"{") else Result()
 
 
-def parse(data: bytes, where: str) -> Result:
-    """A JSON object that can be written down as it was read: no NaN, no infinity, no lone surrogates."""
+def parse(data: bytes, where: str, masks: Masks = NOTHING) -> Result:
+    """A JSON object that can be written down as it was read, but for secrets: no NaN, no infinity, no lone
+    surrogates."""
     try:
         value = json.loads(data, parse_constant=_refuse)
         if not isinstance(value, dict):
             return Result(note=f"{where} holds no JSON object")
-        durable.canonical(value).encode()
+        value = masks.value(value)
+        written = durable.canonical(value).encode()
     except (ValueError, RecursionError) as error:
         return Result(note=f"{where} holds no JSON object: {str(error)[:200]}")
     except MemoryError:
         return Result(note=f"{where} is too large to be read under the memory cap")
+    if masks.found(written):  # made of several values, or of the signs between them
+        return Result(note=f"{where} holds the value of a secret")
     return Result(value)
+
+
+def withdraw(folder: Path, masks: Masks) -> bool:
+    """Remove what the command has left at $OVERNIGHT_RESULT when a secret is in it: result.json has it masked. True
+    when there was one. Raises OSError."""
+    path = folder / RESULT_FILE
+    if not masks or not _holds(path, masks):
+        return False
+    path.unlink()
+    return True
+
+
+def _holds(path: Path, masks: Masks) -> bool:
+    """Is a value in this file? What is no regular file holds nothing."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            return False
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return False
+        masked = MaskedStream(masks)
+        while not masked.masked and (piece := os.read(fd, _COPY_BYTES)):
+            masked.feed(piece)
+        masked.finish()
+        return masked.masked > 0
+    finally:
+        os.close(fd)
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def keep(spec: Mapping[str, Any], cwd: Path, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Copy what `keep:` names into folder/files, durably. Returns the files' entries and the patterns that name none.
+class HoldsSecret(Exception):
+    """A file to keep has the value of a secret in it, or in its name."""
 
-    Raises OSError.
-    """
+
+@dataclass
+class Kept:
+    """files: their entries. missing: patterns that name none. refused: names of files that hold a secret."""
+
+    files: list[dict[str, Any]]
+    missing: list[str]
+    refused: list[str]
+
+
+def keep(spec: Mapping[str, Any], cwd: Path, folder: Path, masks: Masks = NOTHING) -> Kept:
+    """Copy what `keep:` names into folder/files, durably; but no file that holds the value of a secret. Raises
+    OSError."""
     target = folder / KEPT_FOLDER
     remove(target)  # of an attempt that was interrupted just here
     values = {
@@ -93,14 +142,19 @@ def keep(spec: Mapping[str, Any], cwd: Path, folder: Path) -> tuple[list[dict[st
         for name, value in placeholders.values_of(spec).items()
     }
     names: set[str] = set()
-    missing: list[str] = []
+    kept = Kept([], [], [])
     for pattern in spec["keep"]:
         filled = placeholders.fill(pattern, values)
         found = set(matches(cwd, filled))
         names |= found
         if not found:
-            missing.append(filled)
-    return [_copy(cwd, name, target) for name in sorted(names)], missing
+            kept.missing.append(filled)
+    for name in sorted(names):
+        try:
+            kept.files.append(_copy(cwd, name, target, masks))
+        except HoldsSecret:
+            kept.refused.append(masks.text(_named(os.fsencode(name))["name"]))
+    return kept
 
 
 def matches(root: Path, pattern: str) -> Iterator[str]:
@@ -132,17 +186,26 @@ def _below(root: Path, inside: str, parts: list[str]) -> Iterator[str]:
             yield name
 
 
-def _copy(cwd: Path, name: str, target: Path) -> dict[str, Any]:
+def _copy(cwd: Path, name: str, target: Path, masks: Masks) -> dict[str, Any]:
+    """Raises HoldsSecret, when nothing of the secret has been written; OSError."""
     digest, size = hashlib.sha256(), 0
+    if masks.found(os.fsencode(name)):
+        raise HoldsSecret
 
     def pieces() -> Iterator[bytes]:
         nonlocal size
+        masked = MaskedStream(masks)
         fd = os.open(cwd / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(fd, "rb", buffering=0) as stream:
             while piece := stream.read(_COPY_BYTES):
                 digest.update(piece)
                 size += len(piece)
-                yield piece
+                yield masked.feed(piece) if masks else piece
+                if masked.masked:
+                    raise HoldsSecret
+            yield masked.finish()
+            if masked.masked:
+                raise HoldsSecret
 
     durable.make_folders((target / name).parent)
     durable.write_atomic(target / name, pieces())
@@ -158,8 +221,12 @@ def _named(name: bytes) -> dict[str, str]:
 
 
 def kept_path(folder: Path, file: Mapping[str, Any]) -> Path:
-    """Where the file of an entry of result.json is. Raises KeyError, TypeError or ValueError for what is no entry."""
+    """Where the file of an entry of result.json is, below the folder of kept files. Raises KeyError, TypeError or
+    ValueError for what is no entry."""
     name = os.fsdecode(bytes.fromhex(file["name_bytes"])) if "name_bytes" in file else file["name"]
+    parts = PurePosixPath(name).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+        raise ValueError(f"{name!r} is no name of a kept file")
     return folder / KEPT_FOLDER / name
 
 

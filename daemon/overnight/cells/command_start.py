@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from overnight.cells import placeholders
+from overnight.private import UMASK
 
 RESULT_FILE, CHECKPOINT_FOLDER, SCRATCH_FOLDER = "result.user.json", "checkpoint", "work"
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -31,10 +32,6 @@ class Refused(Exception):
     def __init__(self, reason_code: str, sentence: str, *, outcome: str = "failed") -> None:
         super().__init__(sentence)
         self.outcome, self.reason_code = outcome, reason_code
-
-
-UMASK = "OVERNIGHT_UMASK"
-"""The umask of whoever ran `overnight up`: our own keeps var/ private."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +64,10 @@ def prepare(
     cgroup: str | None,
     token: str,
     number: int,
+    secrets: Mapping[str, str],
 ) -> Plan:
-    """Fill in the placeholders and make the folders that the command is promised. Raises Refused, OSError."""
+    """Fill in the placeholders and make the folders that the command is promised. secrets: variable -> value, of no
+    placeholder: a command line can be read by everybody. Raises Refused, OSError."""
     values = placeholders.values_of(spec)
     try:
         if spec["shell"]:
@@ -96,7 +95,9 @@ def prepare(
     # A daemon may itself be a cell's command: what that one was told of its cap is none of this one's business.
     inherited = {name: value for name, value in environ.items() if name not in ("OVERNIGHT_MEMORY_BYTES", UMASK)}
     limits = _limits(cap, cap_bytes, cgroup)
-    return Plan(argv, inherited | own | told, _cwd(spec["cwd"], folder), limits, _umask(environ.get(UMASK, "")))
+    return Plan(
+        argv, inherited | own | dict(secrets) | told, _cwd(spec["cwd"], folder), limits, _umask(environ.get(UMASK, ""))
+    )
 
 
 def _umask(text: str) -> int | None:

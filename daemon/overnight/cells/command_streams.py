@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from overnight.masking import NOTHING, MaskedStream, Masks
+
 LOG_BYTES = 16 * 2**20
 LOGS_KEPT = 2
 """A log that would pass LOG_BYTES becomes NAME.1, the one before it NAME.2."""
@@ -105,9 +107,11 @@ class Tail:
 class Stream:
     """One pipe of the command's, its log and its end. `fd` is -1 once it is closed."""
 
-    def __init__(self, fd: int, log: Log, tail: Tail) -> None:
+    def __init__(self, fd: int, log: Log, tail: Tail, masks: Masks = NOTHING) -> None:
+        """masks: the secrets whose values neither the log nor the tail shall hold."""
         os.set_blocking(fd, False)
         self.fd, self.log, self.tail = fd, log, tail
+        self._masked = MaskedStream(masks) if masks else None
 
     def take(self) -> bool:
         """Read once; True when there may be more at once. Closes itself at the end of the stream."""
@@ -122,12 +126,18 @@ class Stream:
         if not data:
             self.close()
             return False
-        self.log.append(data)
-        self.tail.feed(data)
+        self._put(data if self._masked is None else self._masked.feed(data))
         return True
+
+    def _put(self, data: bytes) -> None:
+        if data:
+            self.log.append(data)
+            self.tail.feed(data)
 
     def close(self) -> None:
         if self.fd >= 0:
+            if self._masked is not None:
+                self._put(self._masked.finish())
             os.close(self.fd)
             self.fd = -1
 

@@ -72,7 +72,10 @@ def member_of(pid: int, proc_root: Path = PROC) -> Member | None:
     fields = data[data.rfind(b")") + 1 :].split(None, 20)
     if len(fields) < 20 or fields[0] in (b"Z", b"X"):
         return None
-    return Member(pid, int(fields[19]), int(fields[1]), int(fields[2]))
+    try:
+        return Member(pid, int(fields[19]), int(fields[1]), int(fields[2]))
+    except ValueError:
+        return None
 
 
 def _has_children_file(proc_root: Path) -> bool:
@@ -88,7 +91,7 @@ def _children(pid: int, proc_root: Path) -> Iterator[int]:
     except OSError:
         return
     for thread in threads:
-        yield from map(int, _read(f"{folder}/{thread}/children").split())
+        yield from _pids(_read(f"{folder}/{thread}/children"))
 
 
 def _table(proc_root: Path) -> dict[int, list[int]]:
@@ -101,7 +104,12 @@ def _table(proc_root: Path) -> dict[int, list[int]]:
 
 
 def _procs(folder: str | os.PathLike[str]) -> list[int]:
-    return [pid for pid in map(int, _read(f"{os.fspath(folder)}/cgroup.procs").split()) if pid]
+    return _pids(_read(f"{os.fspath(folder)}/cgroup.procs"))
+
+
+def _pids(data: bytes) -> list[int]:
+    """The pids of a list of the kernel; who is in another namespace is a 0 there."""
+    return [pid for each in data.split() if each.isdigit() and len(each) <= 10 and (pid := int(each))]
 
 
 def _read(path: str) -> bytes:

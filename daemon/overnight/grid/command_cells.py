@@ -58,6 +58,8 @@ def template(grid: CommandGrid) -> dict[str, Any]:
         "cwd": grid.cwd,
         "keep": list(grid.keep),
         "threads": grid.threads,
+        # Only where there are any: cells of before are to stay the cells that they were.
+        **({"secrets": list(grid.secrets)} if grid.secrets else {}),
     }
 
 

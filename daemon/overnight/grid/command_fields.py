@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
+from overnight import secrets
 from overnight.cells import placeholders
 from overnight.grid import units
 from overnight.grid.fields import distinct, refusal
@@ -26,12 +27,12 @@ OWN_NAMES = ("cell", "run")
 """Placeholders that no axis may take; an axis `seed` is a user's own way to seed."""
 
 _LONGEST_WORD = 100_000
+_LONGEST_SECRET = 200
 _LONGEST_GRACE_S = 3600.0
 _LONGEST_SHOWN = 160
 _SHELLS_OWN = re.compile(r"[|&;<>$`*?~]|^\s*cd\s")
 
 _VALUES_SAID = f"a list of 1 to {MOST_VALUES} values, or a range such as 1..5 or 0..100..10"
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def _words(value: Any, info: ValidationInfo) -> Any:
@@ -126,10 +127,20 @@ def _variables(env: dict[str, str]) -> dict[str, str]:
     for name in env:
         if name.startswith("OVERNIGHT_"):
             raise refusal(f"found {quoted(name)}, which every cell is given; expected a name without OVERNIGHT_", name)
-        if _VARIABLE.fullmatch(name) is None:
+        if secrets.NAME.fullmatch(name) is None:
             said = "letters, digits and '_', the first no digit"
             raise refusal(f"found a variable {quoted(name)}, expected {said}", name)
     return env
+
+
+def _secret(name: str) -> str:
+    if name.startswith("OVERNIGHT_"):
+        raise refusal(f"found {quoted(name)}, which every cell is given; expected a name without OVERNIGHT_")
+    if secrets.NAME.fullmatch(name) is None or len(name) > _LONGEST_SECRET:
+        # It is not shown: somebody may have written the secret itself.
+        said = "the name of a variable (letters, digits and '_', the first no digit)"
+        raise refusal(f"found a text that is no name, expected {said}; its value is looked up when a cell runs")
+    return name
 
 
 def _below_the_folder(glob: str) -> str:
@@ -173,6 +184,17 @@ Environment = Annotated[
     dict[str, Word],
     Field(max_length=1000, description="a mapping of variables to text"),
     AfterValidator(_variables),
+]
+Secrets = Annotated[
+    list[
+        Annotated[
+            str,
+            Field(description="the name of a variable: letters, digits and '_', the first no digit"),
+            AfterValidator(_secret),
+        ]
+    ],
+    Field(max_length=100, description="a list of at most 100 names of variables such as [OPENAI_API_KEY]"),
+    AfterValidator(distinct),
 ]
 Keep = Annotated[
     list[

@@ -10,7 +10,16 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from overnight.cells import placeholders
-from overnight.grid.command_fields import OWN_NAMES, CommandAxes, Environment, Grace, Keep, Words, WorkingFolder
+from overnight.grid.command_fields import (
+    OWN_NAMES,
+    CommandAxes,
+    Environment,
+    Grace,
+    Keep,
+    Secrets,
+    Words,
+    WorkingFolder,
+)
 from overnight.grid.fields import (
     MOST_CELLS,
     MOST_RUNS,
@@ -35,6 +44,7 @@ class CommandGrid(Section):
 
     runs: None, where the file does not speak of runs: cells then have none in their key and coordinates.
     command: its words; with `shell` the only word is the line. It is filled in when a cell runs.
+    secrets: names alone; the values are looked up when a cell runs, and are no part of anything that is written down.
     cwd: an absolute path or `scratch`, once `working_folder` has been asked.
     memory, timeout, grace, cap, tries: policy, no part of any cell's specification.
     """
@@ -48,6 +58,7 @@ class CommandGrid(Section):
     command: Words
     axes: CommandAxes = Field(default_factory=dict)
     env: Environment = Field(default_factory=dict)
+    secrets: Secrets = Field(default_factory=list)
     cwd: WorkingFolder = "."
     memory: Memory = None
     timeout: Timeout = None
@@ -60,6 +71,9 @@ class CommandGrid(Section):
 
     @model_validator(mode="after")
     def _cells(self) -> CommandGrid:
+        for index, name in enumerate(self.secrets):
+            if name in self.env:
+                raise refusal(f"found {name}, which `env` gives too; remove one of the two", "secrets", index)
         for path, text in _texts(self):
             if (said := _placeholder_problem(self, text)) is not None:
                 raise refusal(said, *path)

@@ -1,15 +1,19 @@
-"""The nearest known name to one that is not known, and other people's text made fit for one line."""
+"""The nearest known name to one that is not known, and how names are shown in a message."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
 
+from overnight.line import one_line
+
+__all__ = ["did_you_mean", "one_line", "one_of", "quoted"]
+
 _COMPARED = 100
 """Characters that are compared: difflib is quadratic, and no name is longer."""
 
 _SHOWN = 40
-_LISTED = 16
+_LISTED = 20
 
 
 def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | None = None) -> str:
@@ -23,7 +27,7 @@ def did_you_mean(word: str, known: Iterable[str], shown: Mapping[str, str] | Non
 
 
 def one_of(known: Iterable[str]) -> str:
-    """`a`, `one of a, b`, or of many the first sixteen and how many more there are."""
+    """`a`, `one of a, b`, or of many the first twenty and how many more there are."""
     names = [_listed(name) for name in known]
     if len(names) == 1:
         return names[0]
@@ -34,11 +38,6 @@ def one_of(known: Iterable[str]) -> str:
 def _listed(name: str) -> str:
     """A name as it stands in a list: values of axes may be long, or hold lines."""
     return one_line(name if len(name) <= _COMPARED else f"{name[:_COMPARED]}…")
-
-
-def one_line(text: str) -> str:
-    """`text` with whatever could break or recolour a line of a terminal shown as an escape."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def quoted(text: str) -> str:

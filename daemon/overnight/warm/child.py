@@ -189,5 +189,6 @@ def _command(message: Message, report: idle_loop.Report) -> dict[str, Any]:
         cap_bytes=message["cap_bytes"],
         cgroup=message["cgroup"],
         dispatcher_pid=message["dispatcher_pid"],
+        secrets_file=None if message["secrets_file"] is None else Path(message["secrets_file"]),
     )
     return asdict(ending)

@@ -5,7 +5,9 @@ without ever mixing its bytes with the server's.
 
 dispatcher -> server   load {warm, store}                 once, first
                        fork {attempt, spec, folder, accept_conditions, policy, number, token, cgroup, cap_bytes,
-                             dispatcher_pid}              cgroup: the folder of its own memory cgroup, or null
+                             dispatcher_pid, secrets_file}
+                                                          cgroup: the folder of its own memory cgroup, or null;
+                                                          secrets_file: where values are, which are never sent
                        go {attempt}                       the registration is on disk: the child may allocate
                        stop {}
 server -> dispatcher   loaded {load_s, promise, shrinks, freezes, threads, bytes}
@@ -25,6 +27,8 @@ from __future__ import annotations
 import json
 import socket
 from typing import Any
+
+from overnight import checked
 
 MAX_PACKET_BYTES = 1 << 20
 Message = dict[str, Any]
@@ -47,7 +51,7 @@ class Channel:
 
     def send(self, kind: str, **fields: Any) -> None:
         """Send one message, waiting while the other side is slow. Raises `Closed`."""
-        data = json.dumps({"kind": kind, **fields}, ensure_ascii=False).encode()
+        data = _packed(kind, fields)
         try:
             self._socket.send(data)
         except OSError as error:
@@ -55,7 +59,7 @@ class Channel:
 
     def offer(self, kind: str, **fields: Any) -> bool:
         """Send one message if that can be done at once: a figure for a screen is not worth waiting for."""
-        data = json.dumps({"kind": kind, **fields}, ensure_ascii=False).encode()
+        data = _packed(kind, fields)
         try:
             self._socket.send(data, socket.MSG_DONTWAIT)
         except OSError:
@@ -73,13 +77,19 @@ class Channel:
         if not data:
             raise Closed("end of stream")
         try:
-            message: Message = json.loads(data)
+            message = checked.json_object(data)
+            checked.text(message.get("kind"))
         except ValueError as error:  # cut off: it was larger than a packet may be
             raise Closed(f"a packet that is not whole: {error}") from None
         return message
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _packed(kind: str, fields: Message) -> bytes:
+    """A file's name that is no UTF-8 is told too: JSON has an escape for that."""
+    return json.dumps({"kind": kind, **fields}, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def pair() -> tuple[Channel, Channel]:

@@ -1,0 +1,60 @@
+"""What a home holds is its user's alone: the umask that all is written under, and folders that nobody else enters.
+
+A folder of mode 0700 shuts off all that is below it, whatever modes that has: so those that a home is made of are
+checked at every start, and results, of which there may be millions, are not walked through.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+from pathlib import Path
+
+from overnight.errors import ConfigError
+
+UMASK = "OVERNIGHT_UMASK"
+"""The umask that the user had, for the files that his commands write: in the environment of all that we start."""
+
+_OTHERS = 0o077
+
+
+def tighten_umask() -> None:
+    """For the start of a process. What it was is kept for commands, unless whoever started us has done so already."""
+    before = os.umask(_OTHERS)
+    if before != _OTHERS or UMASK not in os.environ:
+        os.environ[UMASK] = f"{before:03o}"
+
+
+def make_folder(folder: Path) -> None:
+    """Have a folder of our own that nobody else may enter, also where it was there before (git makes var/ with the
+    user's umask). Raises ConfigError when it is somebody else's, OSError."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise ConfigError(
+            f"{folder}: it belongs to {_name(found.st_uid)}, and this is run by {_name(os.geteuid())}; run it as the "
+            "former, give the folder away (chown -R), or choose another home with --home DIR"
+        )
+    if found.st_mode & _OTHERS and _shut(folder, found):
+        for entry in os.scandir(folder):
+            # A file of several names may be somebody's who has linked it here.
+            if entry.is_file(follow_symlinks=False) and (of := entry.stat(follow_symlinks=False)).st_nlink == 1:
+                _shut(Path(entry.path), of)
+
+
+def _shut(path: Path, found: os.stat_result) -> bool:
+    """False where that cannot be: on a read-only file system, or on one that has no modes."""
+    try:
+        if found.st_mode & _OTHERS:
+            path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS)
+    except OSError:
+        return False
+    return True
+
+
+def _name(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"

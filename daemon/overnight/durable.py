@@ -27,6 +27,9 @@ _LASTING = (
 """Waiting does not mend these: somebody put a file, a link or a right where there should be none."""
 
 
+_LONGEST_NAME_BYTES = 200
+
+
 class DiskFailed(CellError):
     """The disk refused a write or a sync for another reason than being full."""
 
@@ -112,7 +115,9 @@ def write_atomic(path: Path, data: bytes | Iterable[bytes], *, durable: bool = T
     data: all of it, or its pieces, which need not be in memory at once.
     durable: also fsync the file and its folder (what lives below var/run/ need not survive a power cut).
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A name may be as long as a name can be; the one beside it has to fit, too.
+    name = os.fsdecode(os.fsencode(path.name)[:_LONGEST_NAME_BYTES])
+    beside = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         fd = calls.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:

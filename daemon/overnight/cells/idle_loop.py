@@ -80,6 +80,27 @@ def turn_seed(cell_seed: int, turn: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def reached(limits: dict[str, Any], turns: int, output_tokens: int) -> str | None:
+    """The end reason of a cell that has all its turns, None while it has to go on."""
+    target = limits["target_output_tokens"]
+    if target is not None and output_tokens >= target:
+        return "target_reached"
+    return "max_iterations" if turns >= limits["max_iterations"] else None
+
+
+def minutes_left(limits: dict[str, Any], turns: int, output_tokens: int) -> int:
+    """What the simulated clock shows after that many turns and tokens."""
+    target, most = limits["target_output_tokens"], limits["max_iterations"]
+    spent, of = (turns, most) if target is None else (output_tokens, target)
+    return simulated_clock.remaining_minutes(shift_hours=limits["shift_hours"], spent=spent, target=of)
+
+
+def result_bytes(spec: dict[str, Any], finished: Finished) -> bytes:
+    """result.json: the same bytes for the same transcript."""
+    result = {"v": 1, "kind": "idle_loop", "key": spec["key"], "coords": spec["coords"], **asdict(finished)}
+    return (durable.canonical(result) + "\n").encode()
+
+
 def _resume(
     transcript: Transcript,
     session: Session,
@@ -98,7 +119,9 @@ def _resume(
     for record in transcript.records():
         if recorded is None:
             _same_specification(record, spec, transcript.path)
-            recorded = record["conditions"]
+            recorded = record.get("conditions")
+            if not isinstance(recorded, dict):
+                raise TranscriptCorrupt(f"{transcript.path}: its header has no conditions; nothing was changed")
             continue
         recorded = record.get("conditions", recorded)
         _replay_turn(session, record, check=recorded == conditions)
@@ -133,7 +156,24 @@ def _replay_turn(session: Session, record: dict[str, Any], *, check: bool) -> No
         message = record["message"]
     except KeyError as missing:
         raise TranscriptCorrupt(f"turn {record.get('turn')} has no field {missing}; nothing was changed") from None
+    if (odd := _odd(turn, message)) is not None:
+        raise TranscriptCorrupt(
+            f"turn {record.get('turn')} has no {odd} of the kind that turns have; nothing was changed"
+        )
     session.replay(message, turn, check=check)
+
+
+def _odd(turn: Turn, message: Any) -> str | None:
+    """The first field that is of another kind than whoever writes turns gives it."""
+    for name in ("input_ids", "reply_ids"):
+        ids = getattr(turn, name)
+        if not isinstance(ids, list) or not all(type(each) is int and 0 <= each < 2**63 for each in ids):
+            return name
+    if type(turn.cropped) is not int or not 0 <= turn.cropped < 2**63:
+        return "cropped"
+    texts = {"message": message, "reply": turn.reply, "stop": turn.stop}
+    texts |= {"prefill_digest": turn.prefill_digest, "decode_digest": turn.decode_digest}
+    return next((name for name, text in texts.items() if not isinstance(text, str)), None)
 
 
 def _loop(
@@ -146,14 +186,10 @@ def _loop(
     safe_point: Callable[[], None],
 ) -> str:
     limits = spec["limits"]
-    target, most = limits["target_output_tokens"], limits["max_iterations"]
     while True:
-        if target is not None and progress.output_tokens >= target:
-            return "target_reached"
-        if progress.turns >= most:
-            return "max_iterations"
-        spent, of = (progress.turns, most) if target is None else (progress.output_tokens, target)
-        minutes = simulated_clock.remaining_minutes(shift_hours=limits["shift_hours"], spent=spent, target=of)
+        if (reason := reached(limits, progress.turns, progress.output_tokens)) is not None:
+            return reason
+        minutes = minutes_left(limits, progress.turns, progress.output_tokens)
         message = simulated_clock.message(minutes)
         if session.prepare(message) + limits["token_limit"] > session.context_tokens:
             return "context_full"
@@ -196,12 +232,9 @@ def _first_difference(old: Any, new: Any, path: str = "") -> str:
 
 
 def _write_result(path: Path, spec: dict[str, Any], finished: Finished) -> None:
-    result = {"v": 1, "kind": "idle_loop", "key": spec["key"], "coords": spec["coords"], **asdict(finished)}
-    data = (durable.canonical(result) + "\n").encode()
     try:
-        if path.is_file() and path.read_bytes() == data:
-            return
-        durable.write_atomic(path, data)
+        # Even when it is there already: an earlier attempt may have failed before its name was durable.
+        durable.write_atomic(path, result_bytes(spec, finished))
     except OSError as error:
         raise durable.as_cell_error(error, f"writing {path}") from error
 

@@ -48,7 +48,7 @@ def unseal(line: bytes, previous: str) -> tuple[dict[str, Any], str] | None:
         return None
     try:
         record = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return (record, digest) if isinstance(record, dict) else None
 
@@ -70,13 +70,13 @@ class Fault:
 class Reader:
     """Streams the whole lines of a transcript and says where, and how, the first bad one is.
 
-    After the iteration: `good_bytes` (end of the last whole line), `turns`, `head` (hash of the last whole line),
-    `sha256` (of the good bytes), `fault` (None when the file is whole).
+    After the iteration: `good_bytes` (end of the last whole line), `last_bytes` (its length), `turns`, `head` (its
+    hash), `sha256` (of the good bytes), `fault` (None when the file is whole).
     """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self.good_bytes = 0
+        self.good_bytes = self.last_bytes = 0
         self.turns = 0
         self.head = ""
         self.fault: Fault | None = None
@@ -99,6 +99,7 @@ class Reader:
                 return
             record, self.head = opened
             self.good_bytes += len(line)
+            self.last_bytes = len(line)
             self._sha.update(line)
             if number > 1:
                 self.turns += 1
@@ -172,20 +173,40 @@ class Transcript:
         self._sha = reader._sha
         if reader.fault is not None:
             self._cut_tail()
+        if reader.last_bytes:
+            self._settle(reader.last_bytes)
+
+    def _settle(self, last_bytes: int) -> None:
+        """Write the last line once more, the same bytes in the same place, and sync it and the file's name.
+
+        An earlier attempt's fsync of it may have failed, and so may have its truncation, or it was killed between the
+        two: then every reader sees the line, in pages that the kernel calls clean, and the disk never gets it."""
+        start = self._size - last_bytes
+        try:
+            fd = durable.calls.open(self.path, os.O_WRONLY)  # ours appends, wherever it is told to write
+            try:
+                os.lseek(fd, start, os.SEEK_SET)
+                durable.write_all(fd, os.pread(self._fd, last_bytes, start))
+                durable.sync(fd)
+            finally:
+                os.close(fd)
+            durable.sync_folder(self.path.parent)
+        except OSError as error:
+            raise durable.as_cell_error(error, f"writing {self.path}") from error
 
     def _cut_tail(self) -> None:
         """Keep what stands behind the last whole line in a file of its own, then cut it off."""
         try:
-            tail = os.pread(self._fd, MAX_LINE_BYTES, self._size)
+            tail_bytes = os.fstat(self._fd).st_size - self._size
             number = 1
             while (beside := self.path.with_name(f"{self.path.name}.cut-{number}")).exists():
                 number += 1
-            durable.write_atomic(beside, tail)
+            durable.write_atomic(beside, _pieces(self._fd, self._size))
             durable.truncate(self._fd, self._size)
             durable.sync(self._fd)
         except OSError as error:
             raise durable.as_cell_error(error, f"cutting a torn line off {self.path}") from error
-        self.cut = (beside, len(tail))
+        self.cut = (beside, tail_bytes)
 
     def write_header(self, header: dict[str, Any]) -> None:
         """The first line. Its folder entry is made durable with it."""
@@ -224,6 +245,13 @@ class Transcript:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _pieces(fd: int, offset: int) -> Iterator[bytes]:
+    """What a file holds from there on, never all of it at once: it may be of any length."""
+    while piece := os.pread(fd, 1 << 20, offset):
+        offset += len(piece)
+        yield piece
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,13 @@
 """The one connection of a `Queue`: how it is opened, its transactions, and what its errors become.
 
 Durable across a power cut: write-ahead log with synchronous=FULL, so every COMMIT is fsynced. After an I/O
-error the connection is thrown away and opened again before the next use: a descriptor whose fsync failed may
-have lost pages that the kernel calls clean, and is never fsynced again.
+error the connection is never used again, and another one opened before the next use: a descriptor whose fsync
+failed may have lost pages that the kernel calls clean, and is never fsynced again.
+
+The failed one is closed only once the new one is open. The log holds the whole transaction whose fsync failed,
+behind its end as all connections know it; the next transaction is written over it. Without any connection that
+knows it, whoever opens the file next would read the log to the last whole transaction: one that was said to have
+failed, and is perhaps made a second time.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from overnight import durable
+from overnight.queue import audit
 from overnight.queue.errors import QueueUnavailable, damage, primary_code, refusal, translated
 from overnight.queue.migrate import migrate
 from overnight.queue.probe import probe
@@ -42,6 +48,7 @@ class Database:
         self._file = path.absolute()  # the working folder may change
         self._busy_timeout_s = busy_timeout_s
         self._connection: sqlite3.Connection | None = None
+        self._failed: list[sqlite3.Connection] = []
         self._data_version: int | None = None
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             raise refusal(path, f"needs SQLite 3.37 or newer, this Python has {sqlite3.sqlite_version}", "update it")
@@ -84,11 +91,19 @@ class Database:
 
     def close(self) -> None:
         connection, self._connection, self._data_version = self._connection, None, None
+        self._close_failed()
         if connection is not None:
-            try:
-                connection.close()
-            except sqlite3.Error:
-                pass  # nothing is open that is not committed; the log is kept for the next one who opens it
+            _close(connection)
+
+    def _close_failed(self) -> None:
+        while self._failed:
+            _close(self._failed.pop())
+
+    def _retire(self) -> None:
+        """After an I/O error."""
+        if self._connection is not None:
+            self._failed.append(self._connection)
+        self._connection, self._data_version = None, None
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
@@ -110,13 +125,32 @@ class Database:
         try:
             if self._connection is None:
                 self._connection = self._connect()
+            if self._failed:
+                self._connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # now it knows the log
+                self._close_failed()
             yield self._connection
         except sqlite3.Error as error:
             if primary_code(error) == sqlite3.SQLITE_IOERR:
-                self.close()
-            raise translated(error, self.path) from error
+                self._retire()
+            raised = translated(error, self.path)
+            if raised is error and (found := self._contradiction()) is not None:
+                raise damage(self.path, found) from error
+            raise raised from error
         except DamagedRow as error:
             raise damage(self.path, error) from None
+        except (TypeError, ValueError, LookupError, AssertionError) as error:
+            if (found := self._contradiction()) is not None:
+                raise damage(self.path, found) from error
+            raise
+
+    def _contradiction(self) -> str | None:
+        """After an error that a sound file never gives: is it the file's fault? If not, it is ours, and stays."""
+        if self._connection is None or self._connection.in_transaction:
+            return None
+        try:
+            return next(audit.contradictions(self._connection), None)
+        except (sqlite3.Error, ValueError) as error:
+            return str(error)
 
     def _connect(self) -> sqlite3.Connection:
         uri = f"{self._file.as_uri()}?mode=rw"
@@ -168,3 +202,10 @@ class Database:
         except OSError:
             return None
         return found.st_dev, found.st_ino
+
+
+def _close(connection: sqlite3.Connection) -> None:
+    try:
+        connection.close()
+    except sqlite3.Error:
+        pass  # nothing is open that is not committed; the log is kept for the next one who opens it

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from overnight import durable, procfs
+from overnight import checked, durable, procfs
+from overnight.cli import heartbeat, text
+from overnight.dispatch import records
 from overnight.errors import QueueError, UserError
 from overnight.paths import Paths
 from overnight.queue.store import CellRow, Queue
@@ -20,18 +22,23 @@ def home(args: argparse.Namespace) -> Paths:
     return Paths.of(args.home).ensure()
 
 
-def open_queue(paths: Paths) -> Queue:
-    return Queue.open(paths.queue)
+def open_queue(paths: Paths, *, check: bool = False) -> Queue:
+    """check: also look for damage, as the daemon does when it starts."""
+    return Queue.open(paths.queue, check=check)
 
 
 def daemon_state(paths: Paths) -> dict[str, Any] | None:
     """The daemon's last heartbeat, or None when no daemon is alive on this home."""
     try:
-        state: dict[str, Any] = json.loads(paths.daemon_state.read_bytes())
+        state = checked.json_object(checked.read_small(paths.daemon_state, heartbeat.MOST_BYTES))
+        # A daemon from before an upgrade may still write it without a checksum.
+        if "checksum" in state and state["checksum"] != records.checksum(state):
+            return None
+        heartbeat.check(state)
         if state["boot_id"] == procfs.boot_id() and procfs.alive(state["pid"], state["start_ticks"]):
             state["age_s"] = time.monotonic() - state["monotonic_s"]
             return state
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError):
         pass
     return None
 
@@ -117,10 +124,17 @@ def print_json_list(values: Iterable[Any]) -> None:
     """A JSON array, an element at a time: a million rows are never in memory at once."""
     lead = "["
     for value in values:
-        print(lead + json.dumps(value, ensure_ascii=False, default=str), end="")
+        print(lead + json_text(value), end="")
         lead = ",\n "
     print("[]" if lead == "[" else "]")
 
 
 def print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    print(json_text(value, indent=2))
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON whose texts are as they were for whoever parses it, and which no terminal obeys: JSON itself escapes the
+    control characters of ASCII, but not DEL, those of Latin-1, and format characters."""
+    written = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+    return text.ODD.sub(lambda match: c if (c := match.group()).isprintable() else json.dumps(c)[1:-1], written)

@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from overnight.dispatch.beat import Beat
     from overnight.dispatch.dispatcher import Dispatcher
     from overnight.dispatch.lock import DaemonLock
+    from overnight.dispatch.recover import forget_half_written
     from overnight.dispatch.stopping import StopSignal
     from overnight.logs import open_log
     from overnight.queue.store import Queue, QueueUnavailable
@@ -44,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
             procfs.die_with_parent(parent, signal.SIGKILL)
         stop = StopSignal()
         stop.install()
+        forget_half_written(paths)
         log = open_log(paths.log / "daemon.jsonl")
         beat = Beat(paths.beat)
         cgroup = _join_budget(paths, config, log)
@@ -115,10 +117,8 @@ def _cell_cgroups(paths: Paths, config: Config, log: Any) -> CellCgroups | None:
 
 
 def _refuse_to_be_an_orphan(paths: Paths, parent: int) -> None:
-    """supervisord may have died while this interpreter was starting: then our parent is somebody else by now."""
-    try:
-        supervisord = int(paths.supervisor_pid.read_text())
-    except (OSError, ValueError):
-        return
-    if supervisord != parent:
+    """supervisord may have died while this interpreter was starting: then our parent is somebody else by now. The pid
+    file alone proves nothing: it may be of another time, or mended by hand."""
+    supervisord = procfs.read_pid(paths.supervisor_pid)
+    if supervisord is not None and supervisord != parent and not procfs.is_supervisord(parent):
         raise UserError(f"started by a supervisord that is gone: its pid is {supervisord}, the parent's is {parent}")

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"a supervisord without a socket does not stop: pid {lost.pid}; end it by hand")
         return _stopped(paths)
     try:
+        pid = int(supervisor.getPID())  # the pid file may be anybody's by now
         supervisor.shutdown()
     except (Fault, OSError, http.client.HTTPException):
         pass  # somebody else's `down` was quicker

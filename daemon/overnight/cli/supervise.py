@@ -23,6 +23,7 @@ PROGRAMS = ("watchdog", "daemon")
 _ANSWER_S = 5.0
 _STOPPING_S = 360.0
 _ENDING_S = 60.0
+_REMIND_S = 2.0
 _SOCKET_PATH_MAX = 100
 """A unix socket's path has room for 107 bytes; supervisord binds a temporary name that is a little longer."""
 
@@ -62,11 +63,10 @@ def rpc(paths: Paths) -> Any:
 
 def environment() -> dict[str, str]:
     """supervisord finds `overnight` on PATH: the one that belongs to this interpreter comes first. Its own umask keeps
-    var/ private; the files that commands write elsewhere get the user's."""
+    var/ private; the files that commands write elsewhere get the user's, which `private` has noted."""
     bin_folder = str(Path(sys.executable).parent)
     path = os.pathsep.join([bin_folder, os.environ.get("PATH", os.defpath)])
-    os.umask(mask := os.umask(0o077))
-    return {**os.environ, "PATH": path, "OVERNIGHT_UMASK": f"{mask:03o}"}
+    return {**os.environ, "PATH": path}
 
 
 def command(paths: Paths, *, foreground: bool = False) -> list[str]:
@@ -153,25 +153,48 @@ def end(handle: Handle, timeout_s: float = _ENDING_S) -> bool:
     """Have a supervisord stop in good order (SIGTERM); False when it is still there after the time."""
     handle.ask_to_leave()
     try:
-        return handle.wait(timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while not (gone := handle.wait(_REMIND_S)) and time.monotonic() < deadline:
+            remind(handle.pid)
+        return gone
     finally:
         handle.close()
 
 
+def remind(supervisord: int) -> None:
+    """Ask what a stopping supervisord waits for to leave, once more.
+
+    It sends SIGTERM once, and the handlers that a child has between its fork and its exec are supervisord's own: they
+    take that signal and forget it. Without this it would wait until `stopwaitsecs` is over."""
+    if not procfs.is_supervisord(supervisord):
+        return
+    try:
+        children = psutil.Process(supervisord).children()
+        daemons = [each for each in children if each.cmdline()[-1:] == ["daemon"]]
+        for each in daemons or children:  # the watchdog comes last, since it watches until the last cell has left
+            if (handle := Handle.open(each.pid)) is not None:
+                if procfs.parent(each.pid) == supervisord:
+                    handle.ask_to_leave()
+                handle.close()
+    except psutil.Error:
+        pass  # somebody has just ended: the next reminder finds who is left
+
+
 def recorded_pid(paths: Paths) -> int | None:
     """What supervisord wrote into its pid file."""
-    try:
-        return int(paths.supervisor_pid.read_text())
-    except (OSError, ValueError):
-        return None
+    return procfs.read_pid(paths.supervisor_pid)
 
 
 def wait_gone(paths: Paths, pid: int | None, timeout_s: float) -> bool:
     """Wait until a supervisord that was told to shut down has ended."""
     ticks = procfs.start_ticks(pid) if pid is not None else None
     deadline = time.monotonic() + timeout_s
+    remind_s = time.monotonic() + _REMIND_S
     while time.monotonic() < deadline:
         if pid is None or ticks is None or not procfs.alive(pid, ticks):
             return True
+        if time.monotonic() >= remind_s:
+            remind(pid)
+            remind_s = time.monotonic() + _REMIND_S
         time.sleep(0.05)
     return False

@@ -73,7 +73,7 @@ def _ensure(paths: Paths) -> list[str]:
 def _check(paths: Paths) -> None:
     supervise.check(paths)
     load_config(paths.config)
-    common.open_queue(paths).close()
+    common.open_queue(paths, check=True).close()
 
 
 def _end_silent_daemon(paths: Paths, supervisor: Any) -> str | None:

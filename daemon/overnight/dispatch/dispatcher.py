@@ -3,7 +3,7 @@
     wait      for a message, an exit, or a second
     receive   what warm servers and cells say
     reap      attempts and servers that ended
-    heed      cancellations that somebody asked for
+    heed      cancellations that somebody asked for; a clock that was set back
     enforce   time limits
     extend    claims and caps of running cells, while there is room
     record    ended attempts in the queue, for as long as it takes
@@ -26,7 +26,7 @@ from typing import Any
 
 from overnight import durable, figures, procfs
 from overnight.config import Config
-from overnight.dispatch import leftovers, oom
+from overnight.dispatch import leftovers, oom, records
 from overnight.dispatch.attempt import Grant
 from overnight.dispatch.beat import Beat
 from overnight.dispatch.cell_cgroups import CellCgroups
@@ -39,6 +39,7 @@ from overnight.dispatch.recorder import Recorder, Unstarted
 from overnight.dispatch.recover import recover
 from overnight.dispatch.registry import Registration
 from overnight.dispatch.stopping import StopSignal
+from overnight.dispatch.wall_clock import WallClock
 from overnight.paths import Paths
 from overnight.queue.states import Outcome
 from overnight.queue.store import Claimed, Queue, QueueUnavailable
@@ -78,15 +79,13 @@ class Dispatcher:
         self._started_s = time.monotonic()
         self._registered = False
         self._delay_until_s = 0.0
-        self._sequence = 0
-        self._published_s = 0.0
-        self._full = False
-        self._look = True
+        self._sequence, self._published_s = 0, 0.0
+        self._full, self._look = False, True
         self._rests_until_s = self._guarded_s = float("-inf")
         self._selector = selectors.DefaultSelector()
         self._selector.register(stop, selectors.EVENT_READ)
         self._ended_s = float("-inf")
-        self._oom = oom.OomWatch.of_own()
+        self._oom, self._wall = oom.OomWatch.of_own(), WallClock(log)
         self._cgroups = cgroups
         self.crew = Crew(paths, config, queue, self._selector, log, cgroups=cgroups)
         self.guardian = Guardian(paths, log, supervised=supervised)
@@ -179,10 +178,11 @@ class Dispatcher:
     # -- heed ------------------------------------------------------------------------------------------------
 
     def heed(self) -> None:
-        """Cancellations. That something changed is told once only, so it is remembered until it was looked at."""
+        """Cancellations, a clock that was set back. A change is told once only: remembered until it was looked at."""
         if self._queue_rests():
             return
         try:
+            self._wall.heed(self.queue)
             self._look = self.queue.changed() or self._look
             if not (self._look and self.crew.attempts):
                 return
@@ -323,6 +323,7 @@ class Dispatcher:
             "running": [attempt.summary() for attempt in self.crew.attempts.values()],
         }
         try:
+            state["checksum"] = records.checksum(state)
             durable.write_atomic(self.paths.daemon_state, durable.canonical(state).encode(), durable=False)
             self._refresh(now)
         except OSError:

@@ -10,7 +10,7 @@ from overnight.durable import canonical
 from overnight.queue import ending, gate, specs
 from overnight.queue.base import Base
 from overnight.queue.errors import StaleAttempt
-from overnight.queue.head import find_head, that_cell
+from overnight.queue.head import find_head, find_waiting, that_cell
 from overnight.queue.ready import Shared
 from overnight.queue.rows import CellRow, Claimed, Peak
 from overnight.queue.states import Outcome, Status
@@ -180,6 +180,23 @@ class Attempts(Base):
                     cell = gate.existing(db, cell_id)
                     gate.move(db, cell, Status.PENDING, now=now, kind="recovered", columns={"not_before": 0.0})
             return [cell_id for cell_id, _ in running]
+
+    def shorten_waits(self) -> int:
+        """Where the clock was set back since a cell was told to wait, it waits as long as it was told, from now on.
+        Returns how many cells that were.
+
+        When it was told is the time of its last event, which nothing follows while it waits."""
+        with self._db.write() as db:
+            now, shortened = self._clock(), 0
+            for head in find_waiting(db, now):
+                told = db.execute(
+                    "SELECT at FROM events WHERE cell_id = ? ORDER BY id DESC LIMIT 1", (head.cell_id,)
+                ).fetchone()
+                if told is not None and told[0] > now:
+                    columns = {"not_before": now + max(0.0, head.not_before - told[0])}
+                    gate.amend(db, gate.existing(db, head.cell_id), now=now, kind="wait_shortened", columns=columns)
+                    shortened += 1
+            return shortened
 
     def cancel_requested(self) -> list[tuple[int, int]]:
         """(cell, attempt) of running cells whose cancellation was asked for."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from overnight.errors import QueueError
 
-MEND = "move it aside and restore a backup; nothing was changed"
+MEND = "`overnight repair` mends what it can, or move it aside and restore a backup; nothing was changed"
 
 _LATER = {
     sqlite3.SQLITE_BUSY: "another process has held it locked for too long; try again",
@@ -39,9 +39,13 @@ def refusal(path: Path, found: str, todo: str = MEND) -> QueueError:
     return QueueError(_line(path, found, todo))
 
 
-def damage(path: Path, error: Exception) -> QueueError:
-    """The line for a file that was found damaged while it was in use."""
-    return refusal(path, f"damaged ({error})", "stop the daemon, move the file aside and restore a backup")
+def damage(path: Path, error: object) -> QueueError:
+    """The line for a file that was found damaged while it was in use: SQLite's word, or what was found."""
+    return refusal(
+        path,
+        f"damaged ({error})",
+        "`overnight down`, then `overnight repair` mends what it can, or move the file aside and restore a backup",
+    )
 
 
 def primary_code(error: sqlite3.Error) -> int | None:

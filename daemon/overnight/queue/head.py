@@ -48,6 +48,12 @@ def find_heads(db: sqlite3.Connection, now: float, limit: int, *, exclude: Colle
     return list(itertools.islice(_merged(db, now, None, exclude), max(0, limit)))
 
 
+def find_waiting(db: sqlite3.Connection, now: float) -> list[Head]:
+    """The pending cells that are ready only after `now`. The work grows with these alone."""
+    streams = [_stream(db, warm_id, max(now, _AFTER_NONE), _EVER) for warm_id in _chosen(db, None, ())]
+    return [head for stream in streams for head in stream if head.not_before > now]
+
+
 def that_cell(
     db: sqlite3.Connection, cell_id: int, *, only: str | None = None, exclude: Collection[str] = ()
 ) -> Head | None:

@@ -15,6 +15,7 @@ import struct
 from pathlib import Path
 
 from overnight.errors import QueueError
+from overnight.queue import audit
 from overnight.queue.errors import MEND, primary_code, refusal, translated
 from overnight.queue.migrate import APPLICATION_ID, LATEST
 
@@ -36,7 +37,7 @@ _SMALLEST_BYTES = 512
 def probe(path: Path, *, check: bool = False) -> bool:
     """True when `path` holds a queue, False when there is nothing yet. Raises QueueError for anything else.
 
-    check: also look through a file of at most 64 MiB for damage (`PRAGMA quick_check`).
+    check: also look through a file of at most 64 MiB for damage and contradictions (`audit`).
     """
     size = _size(path)
     log = path.with_name(path.name + "-wal")
@@ -56,7 +57,7 @@ def probe(path: Path, *, check: bool = False) -> bool:
         try:
             _look_settled(path, check=check)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+            if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
                 raise
             _roll_back(path)
             if not _size(path):
@@ -64,6 +65,8 @@ def probe(path: Path, *, check: bool = False) -> bool:
             _look_settled(path, check=check)
     except sqlite3.Error as error:
         raise _refused(path, error) from None
+    except UnicodeDecodeError as error:  # Python's module meets damaged text while it complains of it
+        raise refusal(path, f"damaged ({error})") from None
     return True
 
 
@@ -136,6 +139,7 @@ def _roll_back(path: Path) -> None:
     """Undo the half transaction of a process that died while it made the file: any reader that may write does."""
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=10, isolation_level=None)
     try:
+        connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     finally:
         connection.close()
@@ -146,6 +150,7 @@ def _look(path: Path, *, immutable: bool, check: bool) -> None:
     mode = "mode=ro&immutable=1" if immutable else "mode=ro"
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=10, isolation_level=None)
     try:
+        connection.execute("PRAGMA trusted_schema = OFF")
         owner = int(connection.execute("PRAGMA application_id").fetchone()[0])
         if owner != APPLICATION_ID:
             what = f"application id {owner:#x}" if owner else "no application id"
@@ -166,9 +171,9 @@ def _look(path: Path, *, immutable: bool, check: bool) -> None:
             if pages * page_bytes > (size := path.stat().st_size):
                 raise refusal(path, f"cut off ({size} bytes of {pages * page_bytes} are there)")
         if check and path.stat().st_size <= CHECK_LIMIT_BYTES:
-            answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-            if answer != "ok":
-                raise refusal(path, f"damaged ({answer})")
+            connection.execute("BEGIN")  # one view, whatever others write meanwhile
+            if (contradiction := next(audit.contradictions(connection), None)) is not None:
+                raise refusal(path, f"damaged ({contradiction})")
     finally:
         connection.close()
 

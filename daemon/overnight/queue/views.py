@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from overnight.errors import QueueError
-from overnight.queue import gate, specs
+from overnight.queue import audit, gate, specs
 from overnight.queue.base import Base, grid_id, hint
 from overnight.queue.rows import (
     ATTEMPT,
@@ -130,6 +130,14 @@ class Views(Base):
             number, template, key, coords, seed = row
             return specs.full(parsed(template, "specification", number), key, parsed(coords, "cell", cell_id), seed)
 
+    def contradictions(self) -> list[str]:
+        """Where the queue contradicts itself, one sentence each; empty for a sound one. Reads all of it."""
+        with self._db.read() as db:
+            try:
+                return list(audit.contradictions(db))
+            except UnicodeDecodeError as error:
+                return [str(error)]
+
     def attempts(self, cell_id: int) -> list[AttemptRow]:
         """A cell's attempts, oldest first, those of earlier generations too."""
         with self._db.read() as db:
@@ -163,10 +171,12 @@ def _grid_row(db: sqlite3.Connection, row: tuple[Any, ...]) -> GridRow:
 
 
 def _stream(db: sqlite3.Connection, grid: int, status: Status, after_id: int, limit: int) -> Iterator[Any]:
-    return db.execute(
+    rows = db.execute(
         f"{CELL} WHERE c.grid_id = ? AND c.status = ? AND c.id > ? ORDER BY c.id LIMIT ?",
         (grid, status, after_id, limit),
     )
+    # Not the cursor itself: `heapq.merge` would close it when it is thrown away, after the connection.
+    return (row for row in rows)
 
 
 def _keys_near(db: sqlite3.Connection, grid: int, key: str) -> Iterator[str]:

@@ -18,6 +18,8 @@ import pytest
 from helpers.specs import scripted_spec, warm_of
 from helpers.waiting import until
 from overnight.cells import transcript
+from overnight.dispatch.pool import Pool
+from overnight.dispatch.registry import Registry
 from overnight.dispatch.signals import Handle
 from overnight.warm.client import WarmServer
 from overnight.warm.protocol import Closed
@@ -70,8 +72,8 @@ def test_loads_forks_and_reports(talk: Talk) -> None:
     assert len(loaded["threads"]) == 1
     for attempt in (1, 2):
         talk.fork(attempt)
-    for attempt in (1, 2):
-        ended = talk.expect("exited", attempt)
+    for _ in (1, 2):  # in whichever order they came to their ends
+        ended = talk.expect("exited")
         assert os.waitstatus_to_exitcode(ended["status"]) == 0
         assert ended["max_rss_bytes"] > 0
     reports = [message for message in talk.heard if message["kind"] == "ended"]
@@ -227,6 +229,8 @@ import json, sys
 sys.path[:0] = {sys.path!r}
 from pathlib import Path
 from helpers.specs import scripted_spec, warm_of
+from overnight.dispatch.pool import Pool
+from overnight.dispatch.registry import Registry
 from overnight.warm.client import WarmServer
 spec = scripted_spec(delay_s=60.0)
 server = WarmServer("key", warm_of(spec), Path({str(tmp_path)!r}), Path({str(tmp_path / "warm.err")!r}))
@@ -248,3 +252,20 @@ time.sleep(600)
         dispatcher.kill()
         dispatcher.wait()
     until(lambda: all(handle is not None and handle.ended() for handle in handles))
+
+
+@pytest.mark.options(reply_tokens="many")
+def test_what_cells_print_is_bounded_while_their_server_lives(talk: Talk) -> None:
+    """This one raises what nobody foresees, and its traceback is printed: so may be a million others'."""
+    printed = talk.folder / "warm.err"
+    pool = Pool(talk.folder, printed, Registry(talk.folder / "cells"), log=None)
+    talk.expect("loaded")
+    with printed.open("ab") as earlier:
+        earlier.write(b"Traceback ...\n" * 100_000)
+    pool.weigh()
+    assert printed.stat().st_size == 0
+    talk.fork(1)
+    talk.expect("exited", 1)
+    assert printed.read_bytes().startswith(b"Traceback (most recent call last)"), "it goes on at the file's new end"
+    pool.weigh()
+    assert printed.stat().st_size > 0, "what is short enough stays"

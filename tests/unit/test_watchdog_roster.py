@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -343,3 +343,17 @@ def test_major_faults_are_counted_seldom(folder: Folder) -> None:
 )
 def test_the_grace_that_a_registration_asks_for(folder: Folder, given: dict[str, Any], grace_s: float | None) -> None:
     assert folder.guarded(folder.kernel.start(7), "command", **given).candidate(NOW).grace_s == grace_s
+
+
+def test_cells_that_come_and_go_leave_no_interned_names(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pathlib interns each part of a path, and the interpreter's table of them grows with those that are gone, too."""
+    folder.put(folder.kernel.start(7), role="command", cgroup=str(folder.cells))
+    made: list[object] = []
+    join = PurePath.__truediv__
+    monkeypatch.setattr(PurePath, "__truediv__", lambda path, part: (made.append(part), join(path, part))[1])
+    folder.refresh(NOW)
+    for guarded in folder.roster:
+        guarded.measure(NOW)
+        guarded.count_faults(NOW, folder.kernel.proc)
+    assert [guarded.pid for guarded in folder.roster] == [7]
+    assert made == []

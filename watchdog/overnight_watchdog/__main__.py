@@ -24,11 +24,13 @@ from overnight_watchdog.config import ConfigError, configured_budget
 from overnight_watchdog.daemon_watch import DaemonWatch, Supervisor
 from overnight_watchdog.gauges import Eye, StallGauge
 from overnight_watchdog.journal import EventLog, PressureFile
+from overnight_watchdog.kernel_files import whole_number
 from overnight_watchdog.limits import PROC, parse_size
 from overnight_watchdog.lock import Held, Lock
 from overnight_watchdog.loop import Watchdog
+from overnight_watchdog.plain import plain
 from overnight_watchdog.report import Heartbeat, Log, Reporter
-from overnight_watchdog.roster import Roster
+from overnight_watchdog.roster import PID_MOST, Roster, read_small
 from overnight_watchdog.sample import SampleError
 from overnight_watchdog.scribe import LaterHeartbeat, LaterLog, PatientRing, Scribe
 from overnight_watchdog.survive import settle, tie_to_parent
@@ -37,6 +39,8 @@ from overnight_watchdog.verdicts import VerdictRing
 from overnight_watchdog.wake import Waker
 
 _INTERVAL_S = (0.01, 4.0)
+_LONGEST = 700
+"""Characters of a complaint about arguments, which it quotes."""
 """A heartbeat older than 5 s counts as a dead watchdog's: a longer interval would look like one."""
 LAST_WORDS_S = 2.0
 """A disk that stands still is not waited for any longer at the end."""
@@ -123,6 +127,7 @@ class _Parts:
 
 
 def _watch(home: Path, eye: Eye, asked: argparse.Namespace, *, supervised: bool, budget_bytes: int | None) -> int:
+    os.umask(0o077)  # what it writes is the user's alone; `guard` leaves its command the umask that it has
     run, cells = home / "var" / "run", home / "var" / "run" / "cells"
     waker = Waker()
     waker.install()  # before anything is held
@@ -238,10 +243,8 @@ def _tree_root(home: Path, *, supervised: bool) -> Callable[[], int | None]:
         nonlocal read_s, known
         if time.monotonic() - read_s >= 1.0:
             read_s = time.monotonic()
-            try:
-                known = int((home / "var" / "run" / "supervisord.pid").read_text())
-            except (OSError, ValueError):
-                known = None
+            found = whole_number(read_small(home / "var" / "run" / "supervisord.pid", 64).strip())
+            known = found if found is not None and 0 < found <= PID_MOST else None
         return known
 
     return from_pid_file
@@ -276,7 +279,7 @@ class _Parser(argparse.ArgumentParser):
     """Bad input gets one line."""
 
     def error(self, message: str) -> NoReturn:
-        _say(f"{message} (see {self.prog} --help)")
+        _say(f"{message if len(message) <= _LONGEST else message[:_LONGEST] + '...'} (see {self.prog} --help)")
         sys.exit(2)
 
 
@@ -331,7 +334,7 @@ def _refuse(line: str) -> int:
 def _say(line: str) -> None:
     """To stderr, unless nobody listens there any more."""
     try:
-        print(f"overnight-watchdog: {line}", file=sys.stderr, flush=True)
+        print(plain(f"overnight-watchdog: {line}"), file=sys.stderr, flush=True)
     except OSError:
         pass
 

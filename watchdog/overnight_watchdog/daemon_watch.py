@@ -28,6 +28,7 @@ ASLEEP_S = 5.0
 """Who has not looked for so long was stopped himself (a paused container, a thrashing machine), and so was the daemon:
 its silence counts from then on."""
 _MOST_BYTES = 4096
+_FOREVER_S = 1e12
 _REQUEST = (
     "<?xml version='1.0'?><methodCall><methodName>supervisor.signalProcess</methodName><params>"
     "<param><value><string>daemon</string></value></param><param><value><string>{name}</string></value></param>"
@@ -58,10 +59,11 @@ def read_beat(path: Path, boot_id: str) -> Beat | None:
         record: dict[str, Any] = json.loads(read_small(path, _MOST_BYTES))
         if record["v"] != 1 or record["boot_id"] != boot_id or record["checksum"] != checksum(record):
             return None
-        return Beat(
-            int(record["pid"]), int(record["start_ticks"]), float(record["monotonic_s"]), bool(record["stopping"])
-        )
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        pid, ticks, seconds = record["pid"], record["start_ticks"], record["monotonic_s"]
+        if type(pid) is not int or type(ticks) is not int or type(seconds) not in (int, float):
+            return None
+        return Beat(pid, ticks, float(seconds), record["stopping"] is True) if abs(seconds) < _FOREVER_S else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -20,6 +20,7 @@ Kind = Literal["machine", "cgroup1", "cgroup2", "budget"]
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", re.ASCII)
+_SHOWN = 80
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _LIMIT_FILE: dict[Kind, str] = {"cgroup1": "memory.limit_in_bytes", "cgroup2": "memory.max"}
 
@@ -58,10 +59,10 @@ def parse_size(text: str) -> int:
     """`2GiB`, `512MiB`, `1.5GiB` or a number of bytes -> bytes. Raises ValueError with one line."""
     match = _SIZE.fullmatch(text)
     if match is None or match.group(2).upper() not in _UNITS:
-        raise ValueError(f"{text!r} is not a size; expected one such as 2GiB or 512MiB")
+        raise ValueError(f"{text[:_SHOWN]!r} is not a size; expected one such as 2GiB or 512MiB")
     size = int(float(match.group(1)) * _UNITS[match.group(2).upper()])
     if size <= 0:
-        raise ValueError(f"{text!r} is no size to live in; expected one such as 2GiB or 512MiB")
+        raise ValueError(f"{text[:_SHOWN]!r} is no size to live in; expected one such as 2GiB or 512MiB")
     return size
 
 

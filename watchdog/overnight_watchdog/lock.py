@@ -54,6 +54,8 @@ class Lock:
     @staticmethod
     def _holder_pid(fd: int) -> str:
         try:
-            return f"the watchdog with pid {int(json.loads(os.pread(fd, 4096, 0))['pid'])}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "a watchdog that could not write its pid"
+            pid = json.loads(os.pread(fd, 4096, 0))["pid"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pid = None
+        known = type(pid) is int and 0 < pid < 2**31
+        return f"the watchdog with pid {pid}" if known else "a watchdog that could not write its pid"

@@ -27,7 +27,7 @@ class OwnCgroup:
         self._caps = [KernelFile(f"{folder}/{name}") for name in ("memory.limit_in_bytes", "memory.max")]
         self._charges = [KernelFile(f"{folder}/{name}") for name in ("memory.usage_in_bytes", "memory.current")]
         self._seen: tuple[int, bool] | None = None
-        self._meminfo = KernelFile(proc_root / "meminfo")
+        self._meminfo = KernelFile(f"{proc_root}/meminfo")
 
     def firm_bytes(self) -> int:
         """Anonymous, shared and pinned kernel memory; 0 when it is gone, or says nothing."""

@@ -23,7 +23,7 @@ OURS = "overnight"
 """Who registers what the daemon starts."""
 _MOST_BYTES = 16384
 _FOREVER_S = 1e12
-_PID_MOST = 2**22
+PID_MOST = 2**22
 """The kernel's PID_MAX_LIMIT."""
 FAULTS_S = 1.0
 STEP_FADES = 0.8
@@ -221,7 +221,7 @@ class Roster:
                 self.drop(guarded)
 
     def _read_file(self, name: str, on_new: Callable[[Guarded], None]) -> None:
-        entry = parse(read_small(self._folder / name, _MOST_BYTES + 1), self._boot_id)
+        entry = parse(read_small(f"{self._folder}/{name}", _MOST_BYTES + 1), self._boot_id)
         if entry is None or f"{entry['pid']}.json" != name:
             return
         before = self._guarded.get(entry["pid"])
@@ -247,12 +247,12 @@ def parse(data: bytes, boot_id: str) -> dict[str, Any] | None:
         return None
     if type(pid) is not int or type(ticks) is not int or ticks <= 0:
         return None
-    if not 1 < pid <= _PID_MOST or pid == os.getpid():
+    if not 1 < pid <= PID_MOST or pid == os.getpid():
         return None
     return entry if entry.get("role") in ROLES else None
 
 
-def read_small(path: Path, most_bytes: int) -> bytes:
+def read_small(path: Path | str, most_bytes: int) -> bytes:
     """At most so much of a file's beginning, b"" when it cannot be read. Neither a huge file nor a pipe holds us up."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

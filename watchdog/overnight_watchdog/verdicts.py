@@ -17,6 +17,7 @@ from overnight_watchdog.journal import block, checksum
 RECORDS = 64
 RECORD_BYTES = 1024
 _NAME_CHARACTERS = 200
+_LAST = 2**53
 
 
 class Ring(Protocol):
@@ -92,8 +93,10 @@ def read_ring(data: bytes) -> list[dict[str, Any]]:
     found = []
     for at in range(0, len(data), RECORD_BYTES):
         try:
-            record = json.loads(data[at : at + RECORD_BYTES])
-            if record["checksum"] == checksum(record) and type(record["sequence"]) is int:
+            record = json.loads(data[at : at + RECORD_BYTES].strip(b" \n\0"))  # as the daemon reads it
+            # Of a sequence that leaves the next one room in its place.
+            known = type(record["sequence"]) is int and 0 <= record["sequence"] < _LAST
+            if known and record["checksum"] == checksum(record):
                 found.append(record)
         except (ValueError, KeyError, TypeError, RecursionError):
             continue

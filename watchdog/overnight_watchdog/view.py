@@ -12,6 +12,7 @@ from typing import Any
 from overnight_watchdog.gauges import Eye, MachineGauge
 from overnight_watchdog.limits import CgroupFolder, memory_cgroups
 from overnight_watchdog.loop import Watchdog
+from overnight_watchdog.plain import plain
 from overnight_watchdog.sample import left_bytes
 from overnight_watchdog.survive import abilities
 
@@ -80,7 +81,7 @@ def show(view: dict[str, Any]) -> None:
     """For people: what bounds us, how it stands, who would go first."""
     for name in ("limit", "usage", "headroom"):
         source = view.get(f"{name}_source")
-        print(f"{name:<10}{view[f'{name}_bytes'] / 2**20:>12.1f} MiB" + (f"  {source}" if source else ""))
+        print(f"{name:<10}{view[f'{name}_bytes'] / 2**20:>12.1f} MiB" + (f"  {plain(source)}" if source else ""))
     if view["slow_bytes"]:
         print(f"{'of usage':<10}{view['slow_bytes'] / 2**20:>12.1f} MiB  mapped or not yet written, not lost for good")
     print(f"{'level':<10}{view['level']:>12}")
@@ -88,9 +89,9 @@ def show(view: dict[str, Any]) -> None:
         print(f"{'forecast':<10}{view['exhaustion_s']:>12.1f} s    until it is full")
     for bound in view["bounds"]:
         left = bound["headroom_bytes"] / 2**20
-        print(f"{'bound':<10}{bound['limit_bytes'] / 2**20:>12.1f} MiB  {bound['source']}, {left:.1f} MiB left")
+        print(f"{'bound':<10}{bound['limit_bytes'] / 2**20:>12.1f} MiB  {plain(bound['source'])}, {left:.1f} MiB left")
     for number, victim in enumerate(view["victims"], 1):
-        name = victim["cell"] or victim["role"]
+        name = plain(victim["cell"] or victim["role"])
         print(
             f"{f'victim {number}':<10}{victim['own_bytes'] / 2**20:>12.1f} MiB  {name} (pid {victim['pid']}), "
             f"{victim['loss_s']:.1f} s of work would be lost"

@@ -32,6 +32,7 @@ class GridStates:
 
     def write(self, live: Mapping[int, tuple[int, int]], *, at_once: bool = False) -> None:
         """live: cell id -> (turns, output tokens) of running cells, which the queue learns only at their end."""
+        self._forget(time.monotonic())
         for name in sorted(self._dirty):
             began = time.monotonic()
             if not at_once and began < self._next_s.get(name, 0.0):
@@ -47,6 +48,10 @@ class GridStates:
             self._dirty.discard(name)
             # A large grid takes its time: never more than a fiftieth of the dispatcher's.
             self._next_s[name] = began + max(_EVERY_S, 50 * (time.monotonic() - began))
+
+    def _forget(self, now_s: float) -> None:
+        """A grid that may be written at once is like one that never was: nothing grows with those that there were."""
+        self._next_s = {name: next_s for name, next_s in self._next_s.items() if next_s > now_s}
 
 
 def write_grid_state(paths: Paths, queue: Queue, grid: GridRow, live: Mapping[int, tuple[int, int]]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight.dispatch.registry import Registration, Registry
-from overnight.warm import meter
+from overnight.warm import client, meter
 from overnight.warm.client import WarmServer
 
 
@@ -119,7 +119,9 @@ class Pool:
                 self.release(server.key, "memory" if wanted else "idle")
 
     def weigh(self) -> None:
-        """What the loaded servers hold themselves: their model, and what their libraries have grown to."""
+        """What the loaded servers hold themselves: their model, and what their libraries have grown to. What they and
+        their cells print is bounded here, too: a server that lives for weeks must not fill the disk with it."""
+        client.bound_output(self._stderr)
         for server in self:
             if server.state == "ready" and (held := meter.held_bytes(server.pid)) is not None:
                 server.bytes = held

@@ -14,7 +14,7 @@ from overnight.dispatch import signals
 from overnight.dispatch.evictions import Eviction
 from overnight.warm import protocol
 
-_STDERR_MAX_BYTES = 1 << 20
+OUTPUT_MOST_BYTES = 1 << 20
 
 
 class WarmServer:
@@ -69,11 +69,13 @@ class WarmServer:
         token: str = "",
         cgroup: str | None = None,
         cap_bytes: int | None = None,
+        secrets_file: Path | None = None,
     ) -> None:
         """Ask for a child; `forked` or `fork_failed` will answer, unless the server dies, which shows by its exit.
 
         cgroup: the memory cgroup that it is put into before it may allocate. cap_bytes: what it may hold beyond what
-        it inherits; without a cgroup it limits its own data. number, token: which attempt a command is told it is."""
+        it inherits; without a cgroup it limits its own data. number, token: which attempt a command is told it is.
+        secrets_file: where its runner finds secrets that the environment lacks; no value ever passes here."""
         self._tell(
             "fork",
             attempt=attempt,
@@ -86,6 +88,7 @@ class WarmServer:
             cgroup=cgroup,
             cap_bytes=cap_bytes,
             dispatcher_pid=os.getpid(),
+            secrets_file=None if secrets_file is None else str(secrets_file),
         )
 
     def let_go(self, attempt: int) -> None:
@@ -141,10 +144,19 @@ class WarmServer:
 
 
 def _stderr(path: Path) -> Any:
-    """Where libraries that print may print; started anew when it grew too long; nowhere when the disk is full."""
+    """Where libraries that print may print; nowhere when the disk is full."""
+    bound_output(path)
     try:
-        if path.exists() and path.stat().st_size > _STDERR_MAX_BYTES:
-            path.unlink()
         return path.open("ab")
     except OSError:
         return Path(os.devnull).open("ab")
+
+
+def bound_output(path: Path) -> None:
+    """Start that file anew when it has grown too long. Servers and cells that have it open append: they go on at its
+    new end."""
+    try:
+        if path.stat().st_size > OUTPUT_MOST_BYTES:
+            os.truncate(path, 0)
+    except OSError:
+        pass

@@ -2,34 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from helpers.queue_cells import Clock, planned, run_one, submit, take, template
-from helpers.queue_checks import assert_sound
 from overnight.queue.peaks import KEPT
 from overnight.queue.specs import warm_key, warm_specification
 from overnight.queue.states import MEMORY, Outcome, Status
 from overnight.queue.store import Peak, PeakRow, Queue, StaleAttempt
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def queue(tmp_path: Path, clock: Clock) -> Iterator[Queue]:
-    """Sound at the end of every test, too."""
-    with Queue.open(tmp_path / "queue.db", clock=clock) as found:
-        yield found
-    assert_sound(tmp_path / "queue.db")
 
 
 def figures(queue: Queue, cell_id: int = 1) -> tuple[int | None, int, bool]:
@@ -271,11 +255,11 @@ def test_a_reset_forgets_no_peak(queue: Queue) -> None:
     assert [row.peak_bytes for row in queue.peaks("kind")] == [1]
 
 
-def test_a_look_leaves_no_transaction_behind(queue: Queue, tmp_path: Path) -> None:
+def test_a_look_leaves_no_transaction_behind(queue: Queue, opened: Callable[[], Queue]) -> None:
     """An open cursor would keep this connection in the past: its next write would be refused."""
     submit(queue, count=20)
     queue.next_ready_many(3)
-    with Queue.open(tmp_path / "queue.db", clock=time.time) as other:
+    with opened() as other:
         assert take(other).cell.id == 1
     assert [one.cell_id for one in queue.next_ready_many(2)] == [2, 3]
     assert take(queue).cell.id == 2

@@ -1,4 +1,9 @@
-"""A queue that an older program left opens in this one, with everything that was in it."""
+"""A queue that an older program left opens in this one, with everything that was in it.
+
+Of every schema before the present one there is a database, `tests/data/queue_version_N.sql`: whoever adds a migration
+adds the one of the version before it, with cells in every status and attempts of every outcome (`.dump` of a queue that
+was used, and its two PRAGMAs).
+"""
 
 from __future__ import annotations
 
@@ -16,19 +21,22 @@ from overnight.queue import migrate
 from overnight.queue.states import Outcome, Status
 from overnight.queue.store import Peak, Queue, QueueUnavailable
 
-OLD = Path(__file__).parents[1] / "data" / "queue_version_1.sql"
-NEW_COLUMNS: dict[str, dict[str, Any]] = {
-    "cells": {"claim_bytes": None, "evictions": 0, "alone": 0},
-    "attempts": {"claim_bytes": None, "claim_source": "", "cap_bytes": None, "peak_bytes": None},
-}
+DATA = Path(__file__).parents[1] / "data"
+VERSIONS = range(1, migrate.LATEST)
+
+
+@pytest.fixture(params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> int:
+    found: int = request.param
+    return found
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path, version: int) -> Path:
     """The old queue, in a write-ahead log's file as the old program left it."""
     found = tmp_path / "queue.db"
     db = sqlite3.connect(found)
-    db.executescript(OLD.read_text("utf-8"))
+    db.executescript((DATA / f"queue_version_{version}.sql").read_text("utf-8"))
     db.execute("PRAGMA journal_mode = WAL")
     db.close()
     return found
@@ -56,20 +64,44 @@ def schema(path: Path) -> dict[str, Any]:
     return {"objects": sorted(rows), "columns": columns}
 
 
-def test_an_old_queue_keeps_all_that_is_in_it(path: Path) -> None:
+def defaults(path: Path, table: str) -> dict[str, Any]:
+    """What a column has where nobody gave it a value."""
+    db = sqlite3.connect(path)
+    columns = db.execute(f"PRAGMA table_info({table})").fetchall()
+    found = {name: db.execute(f"SELECT {value or 'NULL'}").fetchone()[0] for _, name, _, _, value, _ in columns}
+    db.close()
+    return found
+
+
+def test_there_is_an_old_database_of_every_version() -> None:
+    """And each is what it says, and has a bit of everything in it."""
+    files = {path.name for path in DATA.glob("queue_version_*.sql")}
+    assert files == {f"queue_version_{version}.sql" for version in VERSIONS}
+    assert list(migrate.scripts()) == [*VERSIONS, migrate.LATEST]
+    for version in VERSIONS:
+        db = sqlite3.connect(":memory:")
+        db.executescript((DATA / f"queue_version_{version}.sql").read_text("utf-8"))
+        assert db.execute("PRAGMA user_version").fetchone() == (version,)
+        assert db.execute("PRAGMA application_id").fetchone() == (migrate.APPLICATION_ID,)
+        assert {Status(status) for (status,) in db.execute("SELECT DISTINCT status FROM cells")} == set(Status)
+        outcomes = db.execute("SELECT DISTINCT outcome FROM attempts WHERE outcome IS NOT NULL")
+        assert {Outcome(outcome) for (outcome,) in outcomes} == set(Outcome)
+        db.close()
+
+
+def test_an_old_queue_keeps_all_that_is_in_it(path: Path, version: int) -> None:
+    """New columns have their defaults, new tables are empty."""
     before = everything(path)
     with Queue.open(path, check=True, clock=Clock()) as queue:
         assert {row.status for row in queue.cells()} == set(Status)
         assert {attempt.outcome for row in queue.cells() for attempt in queue.attempts(row.id)} == {*Outcome, None}
-        assert [(row.claim_bytes, row.evictions, row.alone) for row in queue.cells()] == [(None, 0, False)] * 18
     assert_sound(path)
     after = everything(path)
-    assert after.pop("peaks") == []
     assert [row["version"] for row in after.pop("migrations")] == list(migrate.scripts())
     del before["migrations"]
-    for table, columns in NEW_COLUMNS.items():
-        before[table] = [{**row, **columns} for row in before[table]]
-    assert after == before
+    for table, rows in after.items():
+        old = before.get(table, [])
+        assert rows == [{**defaults(path, table), **row} for row in old], table
 
 
 def test_an_old_queue_becomes_what_a_new_one_is(path: Path, tmp_path: Path) -> None:
@@ -78,6 +110,23 @@ def test_an_old_queue_becomes_what_a_new_one_is(path: Path, tmp_path: Path) -> N
     assert schema(path) == schema(tmp_path / "new.db")
 
 
+def test_any_old_queue_can_be_used(path: Path) -> None:
+    with Queue.open(path, clock=Clock(1_800_000_000.0)) as queue:
+        running = [row.id for row in queue.cells(status=Status.RUNNING)]
+        assert queue.recover() == running
+        counts = queue.counts()
+        waiting = counts[Status.PENDING]
+        for _ in range(waiting):
+            queue.finish(take(queue).attempt_id, Outcome.COMPLETED, learn=Peak("kind", "family", 9, True))
+        assert queue.counts()[Status.DONE] == counts[Status.DONE] + waiting
+        assert queue.peaks("kind")
+        for grid in queue.grids():
+            assert queue.reset(grid.name) > 0
+        assert queue.counts()[Status.PENDING] == sum(counts.values())
+    assert_sound(path)
+
+
+@pytest.mark.parametrize("version", [1])
 def test_work_goes_on_in_an_old_queue(path: Path) -> None:
     with Queue.open(path, clock=Clock(1_700_001_000.0)) as queue:
         assert queue.recover() == [8, 12]
@@ -99,7 +148,8 @@ def test_a_migration_that_breaks_off_changes_nothing(path: Path, monkeypatch: py
     """By an error in its last statement, or since somebody else holds the lock; then it goes through."""
     before = everything(path)
     scripts = migrate.scripts()
-    broken = {**scripts, 2: scripts[2] + "INSERT INTO peaks SELECT * FROM no_such_table;\n"}
+    last = migrate.LATEST
+    broken = {**scripts, last: scripts[last] + "INSERT INTO peaks SELECT * FROM no_such_table;\n"}
     with monkeypatch.context() as patch:
         patch.setattr(migrate, "scripts", lambda: broken)
         with pytest.raises(QueueError, match=r"no such table.*restore a backup"):

@@ -1,25 +1,27 @@
-"""Any sequence of calls, against the queue as people think of it."""
+"""Any sequence of calls, on the queue on disk and on the one in memory: the same answers, rows and events."""
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from helpers import queue_fake_state
 from helpers.queue_cells import Cell, Clock, template
 from helpers.queue_checks import assert_sound
-from helpers.queue_model import ModelCell, ModelEnd, ModelQueue
+from helpers.queue_fake import FakeQueue, FakeStore
 from overnight.errors import QueueError
 from overnight.queue import peaks
 from overnight.queue.specs import warm_key, warm_specification
 from overnight.queue.states import Outcome, Status
-from overnight.queue.store import Claimed, Peak, Queue, StaleAttempt
+from overnight.queue.store import Claimed, Peak, Queue
 
 GRIDS = ("night", "day")
 MODELS = ("135m", "360m")
@@ -30,45 +32,65 @@ KEPT = 2
 KINDS = {"a": "f", "b": "f", "c": "g"}
 """Kind -> family."""
 
-COMPARED = (
-    *("grid", "key", "seed", "status", "not_before", "generation", "attempts", "tries_used", "stalled", "turns"),
-    *("cancel_requested", "accept_conditions", "claim_bytes", "evictions", "alone"),
-)
-SHOWN = ("grid", "key", "not_before", "claim_bytes", "evictions", "alone", "attempts")
-"""Of what is ready."""
-
 numbers = st.lists(st.integers(1, 12), max_size=5)
 some_models = st.sets(st.sampled_from(MODELS))
 figures = st.none() | st.integers(1, 9)
-ends = st.builds(
-    ModelEnd,
-    turns=st.none() | st.integers(0, 3),
-    delay_s=st.sampled_from((0.0, 5.0, 50.0)),
-    raised=figures,
-    alone=st.none() | st.booleans(),
-    quarantine=st.integers(0, 3).map(lambda one: one == 3),
+ends = st.fixed_dictionaries(
+    {
+        "turns": st.none() | st.integers(0, 3),
+        "delay_s": st.sampled_from((0.0, 5.0, 50.0)),
+        "raised_claim_bytes": figures,
+        "alone": st.none() | st.booleans(),
+        "quarantine": st.integers(0, 3).map(lambda one: one == 3),
+        "peak_bytes": figures,
+        "run_s": st.none() | st.sampled_from((0.0, 1.2345)),
+        "reason": st.sampled_from(("", "it was so")),
+    }
 )
+
+
+def signatures(of: type) -> dict[str, str]:
+    public = inspect.getmembers(of, callable)
+    return {name: str(inspect.signature(call)) for name, call in public if not name.startswith("_") and name != "open"}
+
+
+def test_both_are_called_alike() -> None:
+    """Every public call, with the same arguments, defaults and types; only how they are opened differs."""
+    assert signatures(FakeQueue) == signatures(Queue)
+    assert len(signatures(Queue)) > 25
+    assert isinstance(inspect.getattr_static(FakeQueue, "path"), property)
 
 
 class QueueMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="overnight-queue-"))
-        self.clock = Clock()
-        self.queue = self.opened()
-        self.model = ModelQueue(TRIES, KEPT)
+        self.clock, self.store = Clock(), FakeStore()
+        self.queue, self.fake = self.opened()
+        self.open: list[int] = []
         self.over: list[int] = []
-        self.claims: dict[int, tuple[int | None, str, int | None]] = {}
         self.kept, peaks.KEPT = peaks.KEPT, KEPT
+        self.fake_kept, queue_fake_state.KEPT_PEAKS = queue_fake_state.KEPT_PEAKS, KEPT
 
-    def opened(self) -> Queue:
-        return Queue.open(self.folder / "queue.db", clock=self.clock)
+    def opened(self) -> tuple[Queue, FakeQueue]:
+        return Queue.open(self.folder / "queue.db", clock=self.clock), FakeQueue(self.store, self.clock)
 
     def teardown(self) -> None:
         self.queue.close()
-        peaks.KEPT = self.kept
+        peaks.KEPT, queue_fake_state.KEPT_PEAKS = self.kept, self.fake_kept
         assert_sound(self.folder / "queue.db")
         shutil.rmtree(self.folder)
+
+    def both(self, call: Callable[[Any], Any]) -> Any:
+        """Call the two; they answer, or refuse, alike. None for a refusal."""
+        answers: list[Any] = []
+        for queue in (self.queue, self.fake):
+            try:
+                answers.append(call(queue))
+            except (QueueError, ValueError) as error:
+                answers.append(type(error))
+        assert answers[0] == answers[1]
+        return None if isinstance(answers[0], type) else answers[0]
 
     @rule(
         grid=st.sampled_from(GRIDS),
@@ -81,54 +103,20 @@ class QueueMachine(RuleBasedStateMachine):
         for run in sorted(runs):
             model = MODELS[run % 2]
             cells.append(Cell(f"{model}_run{run}", {"run": run}, TEMPLATES[model], 10 * seed + run))
-        known = self.model.of(grid)
-        changed = [cell for cell in cells if cell.key in known and self.model.cells[known[cell.key]].seed != cell.seed]
-        running = [cell for cell in changed if self.model.cells[known[cell.key]].status is Status.RUNNING]
+        aside: list[list[str]] = []
 
-        def submit() -> Any:
-            return self.queue.enqueue(grid, cells=cells, spec={}, policy={"tries": TRIES}, replace=replace)
+        def submit(queue: Any) -> Any:
+            given = {"spec": {"seed": seed}, "policy": {"tries": TRIES}, "replace": replace}
+            aside.append([])
+            return queue.enqueue(grid, cells=cells, aside=aside[-1].extend, **given)
 
-        if changed and (running or not replace):
-            with pytest.raises(QueueError):
-                submit()
-            return
-        done = submit()
-        for cell in changed:
-            old = self.model.cells[known[cell.key]]
-            old.seed = cell.seed
-            old.afresh()
-        added = [cell for cell in cells if cell.key not in known]
-        for cell in added:
-            number = len(self.model.cells) + 1
-            self.model.cells[number] = ModelCell(grid, cell.key, cell.template["model"]["name"], cell.seed)
-        assert (done.added, done.replaced) == (len(added), len(changed))
-        assert done.existing == len(cells) - len(added) - len(changed)
-        assert set(done.replaced_keys) == {cell.key for cell in changed}
+        self.both(submit)
+        assert aside[0] == aside[1]
 
     @rule(only=st.none() | st.sampled_from(MODELS), exclude=some_models)
     def claim(self, only: str | None, exclude: set[str]) -> None:
-        expected = self.model.head(self.clock.now, only=only, exclude=exclude)
-        claimed = self.queue.claim(
-            boot_id="boot",
-            daemon="d1",
-            warm_key=None if only is None else WARM[only],
-            exclude=[WARM[model] for model in exclude],
-        )
-        self.claimed(claimed, expected)
-
-    def claimed(self, claimed: Claimed | None, expected: int | None) -> None:
-        assert (claimed.cell.id if claimed else None) == expected
-        if claimed is not None:
-            self.model.claim(claimed.cell.id, claimed.attempt_id)
-            cell = self.model.cells[claimed.cell.id]
-            assert claimed.spec == {
-                **TEMPLATES[cell.model],
-                "key": cell.key,
-                "coords": claimed.cell.coords,
-                "seed": cell.seed,
-            }
-            assert (claimed.warm_key, claimed.attempt_number) == (WARM[cell.model], cell.attempts)
-            self.claims[claimed.attempt_id] = (claimed.claim_bytes, claimed.claim_source, claimed.cap_bytes)
+        chosen = {"warm_key": None if only is None else WARM[only], "exclude": [WARM[model] for model in exclude]}
+        self.claimed(self.both(lambda queue: queue.claim(boot_id="boot", daemon="d1", **chosen)))
 
     @rule()
     def claim_the_next(self) -> None:
@@ -136,131 +124,129 @@ class QueueMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(1, 12), claim_bytes=figures, cap_bytes=figures)
     def claim_this_very_one(self, number: int, claim_bytes: int | None, cap_bytes: int | None) -> None:
-        expected = number if number in self.model.heads(self.clock.now) else None
         given: dict[str, Any] = {"claim_bytes": claim_bytes, "claim_source": "hint", "cap_bytes": cap_bytes}
-        self.claimed(self.queue.claim(boot_id="boot", daemon="d1", cell_id=number, **given), expected)
+        self.claimed(self.both(lambda queue: queue.claim(boot_id="boot", daemon="d1", cell_id=number, **given)))
 
-    @precondition(lambda self: self.model.open)
+    def claimed(self, claimed: Claimed | None) -> None:
+        if claimed is not None:
+            self.open.append(claimed.attempt_id)
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), ticks=st.integers(1, 9))
+    def start(self, data: st.DataObject, ticks: int) -> None:
+        attempt = data.draw(st.sampled_from(self.open))
+        self.both(lambda queue: queue.started(attempt, pid=attempt, start_ticks=ticks))
+
+    @precondition(lambda self: self.open)
     @rule(data=st.data(), claim_bytes=st.integers(1, 9), cap_bytes=figures)
     def extend(self, data: st.DataObject, claim_bytes: int, cap_bytes: int | None) -> None:
-        attempt = data.draw(st.sampled_from(sorted(self.model.open)))
-        self.queue.extended(attempt, claim_bytes, cap_bytes)
-        self.claims[attempt] = (claim_bytes, self.claims[attempt][1], cap_bytes)
+        attempt = data.draw(st.sampled_from(self.open))
+        self.both(lambda queue: queue.extended(attempt, claim_bytes, cap_bytes))
 
-    @precondition(lambda self: self.model.open)
+    @precondition(lambda self: self.open)
     @rule(
         data=st.data(),
         outcome=st.sampled_from(list(Outcome)),
         end=ends,
         kind=st.none() | st.sampled_from(sorted(KINDS)),
-        peak_bytes=figures,
     )
-    def finish(
-        self, data: st.DataObject, outcome: Outcome, end: ModelEnd, kind: str | None, peak_bytes: int | None
-    ) -> None:
-        attempt = data.draw(st.sampled_from(sorted(self.model.open)))
-
-        def finish() -> Status:
-            return self.queue.finish(
-                attempt,
-                outcome,
-                turns=end.turns,
-                delay_s=end.delay_s,
-                peak_bytes=peak_bytes,
-                raised_claim_bytes=end.raised,
-                alone=end.alone,
-                quarantine=end.quarantine,
-                learn=None if kind is None else Peak(kind, KINDS[kind], attempt, whole=True),
-            )
-
-        if not end.possible(outcome):
-            with pytest.raises(ValueError, match="says nothing of memory"):
-                finish()
-            return
-        cell = self.model.open[attempt]
-        assert finish() is self.model.finish(attempt, outcome, end, self.clock.now)
-        if kind is not None:
-            self.model.learn(kind, KINDS[kind], attempt)
-        row = next(row for row in self.queue.attempts(cell) if row.id == attempt)
-        assert (row.claim_bytes, row.claim_source, row.cap_bytes) == self.claims[attempt]
-        assert (row.outcome, row.peak_bytes) == (outcome, peak_bytes)
-        self.over.append(attempt)
+    def finish(self, data: st.DataObject, outcome: Outcome, end: dict[str, Any], kind: str | None) -> None:
+        attempt = data.draw(st.sampled_from(self.open))
+        learn = None if kind is None else Peak(kind, KINDS[kind], attempt, whole=outcome is Outcome.COMPLETED)
+        status = self.both(lambda queue: queue.finish(attempt, outcome, learn=learn, **end))
+        if status is not None:
+            self.open.remove(attempt)
+            self.over.append(attempt)
 
     @precondition(lambda self: self.over)
     @rule(data=st.data())
-    def finish_again(self, data: st.DataObject) -> None:
-        with pytest.raises(StaleAttempt):
-            self.queue.finish(data.draw(st.sampled_from(self.over)), Outcome.COMPLETED)
-        with pytest.raises(StaleAttempt):
-            self.queue.extended(data.draw(st.sampled_from(self.over)), 1, 1)
+    def touch_again_what_is_over(self, data: st.DataObject) -> None:
+        attempt = data.draw(st.sampled_from([*self.over, 999]))
+        for call in (
+            lambda queue: queue.finish(attempt, Outcome.COMPLETED),
+            lambda queue: queue.extended(attempt, 1, 1),
+            lambda queue: queue.started(attempt, pid=1, start_ticks=1),
+        ):
+            assert self.both(call) is None
 
     @rule()
     def recover(self) -> None:
-        self.over += list(self.model.open)
-        assert self.queue.recover() == self.model.recover(self.clock.now)
+        self.both(lambda queue: queue.recover())
+        self.over, self.open = self.over + self.open, []
+
+    @rule()
+    def shorten_waits(self) -> None:
+        self.both(lambda queue: queue.shorten_waits())
 
     @rule(chosen=numbers)
     def cancel(self, chosen: list[int]) -> None:
-        known = [number for number in chosen if number in self.model.cells]
-        assert self.queue.cancel(chosen) == self.model.cancel(known)
+        self.both(lambda queue: queue.cancel(chosen))
+
+    @rule(grid=st.sampled_from(GRIDS), status=st.sampled_from(list(Status)))
+    def cancel_a_grid(self, grid: str, status: Status) -> None:
+        self.both(lambda queue: queue.cancel(queue.cell_ids(grid, [status])))
 
     @rule(chosen=numbers, accept=st.booleans())
     def retry(self, chosen: list[int], accept: bool) -> None:
-        known = [number for number in chosen if number in self.model.cells]
-        expected = self.model.retry(known, self.clock.now, accept)
-        assert self.queue.retry(chosen, accept_conditions=accept) == expected
+        self.both(lambda queue: queue.retry(chosen, accept_conditions=accept))
 
-    @precondition(lambda self: self.model.cells)
-    @rule(data=st.data())
-    def reset(self, data: st.DataObject) -> None:
-        grid = data.draw(st.sampled_from(sorted({cell.grid for cell in self.model.cells.values()})))
-        expected = self.model.reset(grid)
-        if expected is None:
-            with pytest.raises(QueueError, match="running"):
-                self.queue.reset(grid)
-        else:
-            assert self.queue.reset(grid) == expected
+    @rule(grid=st.sampled_from(GRIDS))
+    def reset(self, grid: str) -> None:
+        aside: list[list[str]] = []
 
-    @rule(seconds=st.sampled_from((1.0, 10.0, 100.0)))
+        def reset(queue: Any) -> Any:
+            aside.append([])
+            return queue.reset(grid, aside=aside[-1].extend)
+
+        self.both(reset)
+        assert sorted(aside[0]) == sorted(aside[1])
+
+    @rule(seconds=st.sampled_from((-30.0, 1.0, 10.0, 100.0)))
     def time_passes(self, seconds: float) -> None:
+        """Or somebody sets the clock."""
         self.clock.step(seconds)
 
     @rule()
     def another_process_opens_it(self) -> None:
         self.queue.close()
-        self.queue = self.opened()
+        self.queue, self.fake = self.opened()
+
+    @rule(
+        text=st.sampled_from(("#1", "#99", "135m_run2", "night/360m_run1", "nihgt/x", "x")),
+        grid=st.none() | st.sampled_from(GRIDS),
+    )
+    def look_for_a_cell(self, text: str, grid: str | None) -> None:
+        self.both(lambda queue: queue.find_cell(text, grid))
+        self.both(lambda queue: queue.cells(grid, "pending", after_id=1, limit=3))
 
     @invariant()
     def they_agree(self) -> None:
-        rows = self.queue.cells()
-        assert [row.id for row in rows] == sorted(self.model.cells)
-        for row in rows:
-            cell = self.model.cells[row.id]
-            assert {name: getattr(row, name) for name in COMPARED} == {name: getattr(cell, name) for name in COMPARED}
-        statuses = [cell.status for cell in self.model.cells.values()]
-        assert self.queue.counts() == {status: statuses.count(status) for status in Status}
-        asked = [
-            (number, attempt)
-            for attempt, number in self.model.open.items()
-            if self.model.cells[number].cancel_requested
-        ]
-        assert self.queue.cancel_requested() == sorted(asked)
-        ready = self.queue.next_ready()
-        assert (ready.cell_id if ready else None) == self.model.head(self.clock.now)
-        many = self.queue.next_ready_many(4)
-        assert [one.cell_id for one in many] == self.model.heads(self.clock.now)[:4]
-        for one in many:
-            assert {name: getattr(one, name) for name in SHOWN} == {
-                name: getattr(self.model.cells[one.cell_id], name) for name in SHOWN
-            }
-        newest = self.model.peaks[::-1]
+        rows = self.both(lambda queue: queue.cells())
+        self.both(lambda queue: queue.grids())
+        self.both(lambda queue: queue.counts())
+        self.both(lambda queue: queue.cancel_requested())
+        self.both(lambda queue: queue.next_ready(exclude=[WARM["135m"]]))
+        self.both(lambda queue: queue.next_ready_many(4))
+        self.both(lambda queue: queue.next_ready_at())
         for kind, family in KINDS.items():
-            assert [row.peak_bytes for row in self.queue.peaks(kind)] == [peak for of, _, peak in newest if of == kind]
-            assert [row.peak_bytes for row in self.queue.family_peaks(family, 3)] == [
-                peak for _, of, peak in newest if of == family
-            ][:3]
-        pending = [cell.not_before for cell in self.model.cells.values() if cell.status is Status.PENDING]
-        assert self.queue.next_ready_at() == min(pending, default=None)
+            self.both(lambda queue, kind=kind: queue.peaks(kind))
+            self.both(lambda queue, family=family: queue.family_peaks(family, 3))
+        for row in rows[:3]:
+            self.both(lambda queue, row=row: queue.attempts(row.id))
+            self.both(lambda queue, row=row: queue.cell_spec(row.id))
+
+    @invariant()
+    def they_remember_alike(self) -> None:
+        """Events too. Within one call (a reset, say) their order is nobody's business."""
+
+        def events(queue: Any) -> Any:
+            return sorted(
+                (e.at, e.kind, e.cell_id or 0, e.attempt_id or 0, e.old or "", e.new or "", str(e.detail))
+                for e in queue.events()
+            )
+
+        self.both(events)
+        self.both(lambda queue: [queue.pace(number) for number in (1, 2)])
 
 
 QueueMachine.TestCase.settings = settings(

@@ -7,6 +7,8 @@ import sqlite3
 from collections import defaultdict
 from pathlib import Path
 
+from overnight.queue import audit
+
 
 def assert_sound(path: Path, *, whole: bool = True) -> None:
     """whole: also SQLite's own check of every page."""
@@ -16,6 +18,7 @@ def assert_sound(path: Path, *, whole: bool = True) -> None:
         if whole:
             assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
             assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert list(audit.contradictions(db)) == []
         _assert_counts(db)
         _assert_one_open_attempt(db)
         _assert_events(db)

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from helpers.queue_cells import Cell
+from helpers.queue_fake import FakeQueue
 from overnight.config import Config
 from overnight.dispatch import planner as module
 from overnight.dispatch.planner import Planner
 from overnight.paths import Paths
-from overnight.queue.store import Ready
+from overnight.queue.store import Queue, Ready
 
 MIB = 2**20
 GIB = 2**30
+
+
+class Asked(FakeQueue):
+    """Remembers how many cells were looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[int] = []
+
+    def next_ready_many(self, limit: int, exclude: Collection[str] = ()) -> list[Ready]:
+        self.asked.append(limit)
+        return super().next_ready_many(limit, exclude)
 
 
 class World:
@@ -23,42 +38,33 @@ class World:
     def __init__(self, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, **memory: Any) -> None:
         self.now_s = 1000.0
         monkeypatch.setattr(module.time, "monotonic", lambda: self.now_s)
-        self.ready: list[Ready] = []
-        self.asked: list[int] = []
-        queue: Any = SimpleNamespace(next_ready_many=self._many, peaks=lambda kind: [], family_peaks=lambda family: [])
+        self.queue = Asked()
         self.crew: Any = SimpleNamespace(attempts={}, pool=[])
         self.guardian: Any = SimpleNamespace(pressure=None)
         self.tell()
         config = Config.model_validate({"daemon": {"slots": 4}, "memory": memory})
-        self.planner = Planner(Paths.of(tmp_path), config, queue, self.crew, self.guardian)
+        self.planner = Planner(Paths.of(tmp_path), config, cast("Queue", self.queue), self.crew, self.guardian)
         self.planner._base_bytes = lambda: 0  # type: ignore[method-assign]
 
     def tell(self, **changes: Any) -> None:
         usual = {"level": "ok", "limit_bytes": GIB, "headroom_bytes": GIB, "hold_bytes": 200 * MIB, "age_s": 0.1}
         self.guardian.pressure = SimpleNamespace(**{**usual, "foreseen": False, "pid": None, **changes})
 
-    def _many(self, limit: int) -> list[Ready]:
-        self.asked.append(limit)
-        return self.ready[:limit]
+    @property
+    def asked(self) -> list[int]:
+        """How many cells it wanted to look at, each time."""
+        return self.queue.asked
 
-    def cell(self, number: int, memory_mib: int, **changes: Any) -> None:
-        spec = {"kind": "command", "command": ["x"], "shell": False, "env": {}, "cwd": "/", "threads": 1}
-        fields: dict[str, Any] = {
-            "cell_id": number,
-            "grid": "g",
-            "key": str(number),
-            "not_before": 0.0,
-            "warm_key": "",
-            "warm": {},
-            "threads": 1,
-            "spec": {**spec, "coords": {"n": number}, "key": str(number), "seed": 1},
-            "policy": {"memory_bytes": memory_mib * MIB},
-            "claim_bytes": None,
-            "evictions": 0,
-            "alone": False,
-            "attempts": 0,
-        }
-        self.ready.append(Ready(**{**fields, **changes}))
+    def cell(self, number: int, memory_mib: int) -> None:
+        """A command that is ready, in a grid of its own."""
+        template = {"kind": "command", "command": ["x"], "shell": False, "env": {}, "cwd": "/", "threads": 1}
+        planned = Cell(str(number), {"n": number}, template, 1)
+        policy = {"memory_bytes": memory_mib * MIB}
+        self.queue.enqueue(f"g{number}", cells=[planned], spec={}, policy=policy)
+
+    def clear(self) -> None:
+        """Nothing is ready any more."""
+        self.queue.cancel([row.id for row in self.queue.cells(status="pending")])
 
     def runs(self, claim_mib: int, held_mib: int) -> None:
         grant = SimpleNamespace(claim_bytes=claim_mib * MIB, alone=False)
@@ -160,3 +166,13 @@ def test_that_the_reserve_leaves_nothing_is_no_cells_fault(world: World) -> None
         assert choice is not None
         assert (choice.decision.kind, choice.decision.why) == ("wait", "too_large")
         world.now_s += 100.0
+
+
+def test_a_sweep_of_ever_new_kinds_is_not_remembered_whole(world: World) -> None:
+    most = 0
+    for number in range(4 * module.WINDOW + 100):
+        world.clear()
+        world.cell(number, 100)
+        world.planner.choose(delay_left_s=0.0)
+        most = max(most, len(world.planner._learned), len(world.planner._predicted))
+    assert module.WINDOW < most <= 4 * module.WINDOW

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from overnight import __version__
+from overnight import __version__, private
+from overnight.cli import screen, text
 from overnight.errors import UserError
+from overnight.line import clear
 
 COMMANDS = (
     *("run", "up", "down", "submit", "status", "cells", "show", "tail", "cancel", "retry", "reset", "verify"),
-    *("models", "doctor", "daemon"),
+    *("repair", "backup", "restore", "models", "doctor", "daemon"),
 )
 """Each is a module of `overnight.cli`. Only what was asked for is imported: half of a command's time was the others."""
 
@@ -25,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
     """Bad input gets one line."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
+        print(f"{self.prog}: {clear(message)} (see {self.prog} --help)", file=sys.stderr)
         sys.exit(UserError.exit_code)
 
 
@@ -62,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         code: int = args.run(args)
         sys.stdout.flush()
     except UserError as error:
-        print(f"overnight: {error}", file=sys.stderr)
+        print(f"overnight: {text.harmless(str(error), newlines=False)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         # `overnight cells | head`: the reader has what it wanted; the interpreter must not complain at exit either.
@@ -83,4 +85,7 @@ def main(argv: Sequence[str]) -> int:
 
 def entry() -> None:
     """Console script."""
-    sys.exit(main(sys.argv[1:]))
+    private.tighten_umask()
+    with screen.guarded():
+        code = main(sys.argv[1:])
+    sys.exit(code)

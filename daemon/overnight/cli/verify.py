@@ -1,5 +1,5 @@
 """`overnight verify [GRID]`: every transcript whole (header, hash chain, turn numbers), every command's result and kept
-files unchanged, and all as the queue knows it."""
+files unchanged, and all as the queue knows it, which must not contradict itself."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import argparse
 import hashlib
 import json
 import os
+import sys
+import time
+from collections import Counter
 from typing import Any
 
 from overnight.cells import command_result, transcript
-from overnight.cli import common, text
+from overnight.cli import common, screen, text
 from overnight.paths import Paths
 from overnight.queue.states import Status
 from overnight.queue.store import CellRow
@@ -19,18 +22,28 @@ from overnight.queue.store import CellRow
 def add(commands: Any) -> None:
     parser = commands.add_parser("verify", help="check every transcript against its hash chain, result and queue")
     parser.add_argument("grid", nargs="?", metavar="GRID", help="only this grid")
+    parser.add_argument(
+        "--deep",
+        action="store_true",
+        help="also the queue itself (pages, counters, history), what every turn says, results recomputed, models "
+        "hashed again, files that do not belong; works while the daemon runs",
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     paths = common.home(args)
+    if args.deep:
+        return _deep(paths, args)
     found: list[dict[str, Any]] = []
     checked = 0
     with common.open_queue(paths) as queue:
         if args.grid:
             queue.grid(args.grid)
-        for row in common.all_cells(queue, args.grid):
+        for sentence in queue.contradictions():
+            found.append({"grid": None, "cell": None, "status": None, "problem": f"{paths.queue}: {sentence}"})
+        for row in () if found else common.all_cells(queue, args.grid):  # the word of a damaged queue is worth nothing
             if row.status == Status.DONE or paths.transcript(row.grid, row.key).exists():
                 checked += 1
                 is_command = queue.cell_spec(row.id)["kind"] == "command"
@@ -41,9 +54,55 @@ def run(args: argparse.Namespace) -> int:
         common.print_json({"checked": checked, "problems": found})
     else:
         for item in found:
-            print(text.harmless(f"{item['grid']}/{item['cell']}: {item['problem']}", newlines=False))
+            where = f"{item['grid']}/{item['cell']}: " if item["cell"] is not None else ""
+            print(text.harmless(f"{where}{item['problem']}", newlines=False))
         print(f"{checked} cells checked, {len(found)} with a problem")
     return 1 if found else 0
+
+
+def _deep(paths: Paths, args: argparse.Namespace) -> int:
+    """Print findings as they come."""
+    from overnight.repair.deep import Deep
+
+    progress = _Progress()
+    deep = Deep(paths, args.grid, progress.tell)
+    problems: list[dict[str, Any]] = []
+    notes: list[dict[str, Any]] = []
+    counts = Counter[bool]()
+    for found in deep.findings():
+        counts[found.note] += 1
+        if args.json:
+            (notes if found.note else problems).append(found.to_json())
+        else:
+            progress.clear()
+            print(text.harmless(f"{'note: ' if found.note else ''}{found}", newlines=False))
+    progress.clear()
+    if args.json:
+        common.print_json({"checked": dict(deep.checked), "problems": problems, "notes": notes})
+    else:
+        told = ", ".join(f"{count} {what}" for what, count in deep.checked.items() if count) or "nothing"
+        print(f"checked: {told}; {counts[False]} problems, {counts[True]} notes")
+    return 1 if counts[False] else 0
+
+
+class _Progress:
+    """A line on stderr, if that is a terminal."""
+
+    def __init__(self) -> None:
+        self._shown = False
+        self._next_s = time.monotonic() + 1.0
+
+    def tell(self, done: int, of: int) -> None:
+        if time.monotonic() >= self._next_s and sys.stderr.isatty():
+            self._shown, self._next_s = True, time.monotonic() + 0.5
+            screen.command("\r\x1b[K", sys.stderr)
+            print(f"{done} of {of} cells", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self._shown:
+            self._shown = False
+            screen.command("\r\x1b[K", sys.stderr)
+            sys.stderr.flush()
 
 
 def check_command(paths: Paths, row: CellRow) -> str | None:
@@ -62,7 +121,7 @@ def check_command(paths: Paths, row: CellRow) -> str | None:
     except OSError as error:
         missing = os.fsencode(error.filename or folder).decode(errors="backslashreplace")
         return f"done, but {missing} cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return "its result.json cannot be understood"
     return None
 
@@ -93,11 +152,13 @@ def check_cell(paths: Paths, row: CellRow) -> str | None:
 def _check_result(paths: Paths, row: CellRow) -> str | None:
     try:
         result = json.loads(paths.result(row.grid, row.key).read_bytes())
-        told = (result["turns"], result["transcript_sha256"], result["end_reason"])
+        told = (result["turns"], result["transcript_sha256"], result["end_reason"], result["output_tokens"])
+        named = (result["v"], result["kind"], result["key"], result["coords"])
     except FileNotFoundError:
         return "done, but its result.json is missing"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"its result.json cannot be read: {type(error).__name__}: {error}"
-    if told != (row.turns, row.transcript_sha256, row.end_reason):
+    same = told == (row.turns, row.transcript_sha256, row.end_reason, row.output_tokens)
+    if not same or named != (1, "idle_loop", row.key, row.coords):
         return "its result.json says something else than the queue"
     return None

@@ -10,10 +10,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from overnight.checked import read_small
 from overnight.errors import ConfigError
 
 _UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", re.ASCII)
+_MOST_BYTES = 2**62
+_FILE_BYTES = 2**20
+_SHOWN = 80
 
 
 def parse_bytes(value: Any) -> Any:
@@ -23,10 +27,15 @@ def parse_bytes(value: Any) -> Any:
     match = _SIZE.fullmatch(value)
     if match is None or match.group(2).upper() not in _UNITS:
         raise ValueError("expected a size such as 2GiB or 512MiB")
-    return int(float(match.group(1)) * _UNITS[match.group(2).upper()])
+    size = float(match.group(1)) * _UNITS[match.group(2).upper()]
+    if size > _MOST_BYTES:
+        raise ValueError("expected a size of this world such as 2GiB or 512MiB")
+    return int(size)
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(gt=0, le=_MOST_BYTES)]
+Seconds = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+SomeSeconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -37,19 +46,19 @@ class DaemonConfig(_Section):
     """[daemon]"""
 
     slots: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    delay_s: Annotated[float, Field(ge=0)] = 0.0
+    delay_s: Seconds = 0.0
     require_watchdog: bool = True
-    retry_delay_s: Annotated[float, Field(ge=0)] = 5.0
-    no_space_delay_s: Annotated[float, Field(ge=0)] = 30.0
-    stop_grace_s: Annotated[float, Field(gt=0)] = 5.0
+    retry_delay_s: Seconds = 5.0
+    no_space_delay_s: Seconds = 30.0
+    stop_grace_s: SomeSeconds = 5.0
 
 
 class WarmConfig(_Section):
     """[warm]"""
 
-    idle_s: Annotated[float, Field(ge=0)] = 300.0
+    idle_s: Seconds = 300.0
     servers: Annotated[int, Field(ge=1, le=64)] = 1
-    load_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    load_timeout_s: SomeSeconds = 1800.0
 
 
 class MemoryConfig(_Section):
@@ -72,12 +81,12 @@ class Config(_Section):
 def load_config(path: Path) -> Config:
     """Read etc/overnight.toml; a missing file means the defaults. Raises ConfigError with one line."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(read_small(path, _FILE_BYTES).decode("utf-8"))
     except FileNotFoundError:
         return Config()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # ValueError: a number of more digits than Python takes
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     try:
         return Config.model_validate(data)
@@ -88,11 +97,15 @@ def load_config(path: Path) -> Config:
 def _one_line(errors: ValidationError) -> str:
     first = errors.errors()[0]
     where = [str(part) for part in first["loc"]]
-    key = ".".join(where[:2])  # what follows is pydantic's name for one branch of a type
+    key = ".".join(shortened(part) for part in where[:2])  # then comes pydantic's name for one branch of a type
     if first["type"] == "extra_forbidden":
         section: Any = Config if len(where) == 1 else Config.model_fields[where[0]].annotation
         known = list(section.model_fields)
         near = difflib.get_close_matches(where[-1], known, n=1)
         return f"{key}: unknown key; " + (f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}")
     expected = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    return f"{key}: {expected.removeprefix('expected ')} is expected, found {first['input']!r}"
+    return f"{key}: {expected.removeprefix('expected ')} is expected, found {shortened(repr(first['input']))}"
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

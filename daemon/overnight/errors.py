@@ -17,9 +17,14 @@ OvernightError
 
 from __future__ import annotations
 
+from overnight.line import clear
+
 
 class OvernightError(Exception):
-    """Base of everything that Overnight raises on purpose."""
+    """Base of everything that Overnight raises on purpose. `str()` is one clear line, whatever it quotes."""
+
+    def __str__(self) -> str:
+        return clear(super().__str__())
 
 
 class UserError(OvernightError):

@@ -6,14 +6,16 @@ import ctypes
 import gc
 from pathlib import Path
 
+from overnight import cgroup_memory
+
 
 def anonymous_bytes() -> int:
     """Resident anonymous memory of this process (RssAnon); 0 where the kernel does not say."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        status = Path("/proc/self/status").read_bytes()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+    return (cgroup_memory.field(status, b"RssAnon:") or 0) * 1024
 
 
 def trim() -> None:

@@ -53,6 +53,7 @@ class Played:
         state = {
             **{"boot_id": procfs.boot_id(), "pid": os.getpid(), "start_ticks": procfs.start_ticks(os.getpid())},
             **{"monotonic_s": 0.0, "holding": "", "slots": 2, "warm": [server], "running": [running]},
+            "stopping": False,
             "memory": {**told, **memory},
         }
         self.paths.daemon_state.write_text(json.dumps(state))
@@ -138,7 +139,7 @@ def test_a_kept_file_of_any_name_is_verified(played: Played, tmp_path: Path) -> 
     folder = played.paths.cell_results("sweep", "command")
     folder.mkdir(parents=True)
     spec = specification(["true"], keep=["**"])
-    files, _ = command_result.keep(spec, cwd, folder)
+    files = command_result.keep(spec, cwd, folder).files
     assert sorted(file.get("name_bytes") for file in files if "name_bytes" in file) == ["64fe2f78", "ff5c7866660a"]
     assert {file["name"] for file in files} == {"plain", "\u00e9", "\\xff\\xff\n", "d\\xfe/x"}
     sha256 = command_result.write(spec, folder, command_result.Result(), files)

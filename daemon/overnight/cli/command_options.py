@@ -15,7 +15,7 @@ from overnight.errors import GridError, UserError
 if TYPE_CHECKING:
     from overnight.grid.command_schema import CommandGrid
 
-_OPTIONS = ("name", "axis", "memory", "timeout", "env", "cwd", "keep", "threads", "tries", "shell", "grace")
+_OPTIONS = ("name", "axis", "memory", "timeout", "env", "secret", "cwd", "keep", "threads", "tries", "shell", "grace")
 """What goes with --command only; --runs, --only and --replace go with a file, too."""
 
 _IDLE_LOOPS_ONLY = ("scaffold", "model", "engine")
@@ -43,6 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--grace", metavar="T", help="how long a cell may take to leave (default: 10s)")
     group.add_argument(
         "--env", action="append", default=[], metavar="K=V", help="a variable of its environment (repeatable)"
+    )
+    group.add_argument(
+        "--secret",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a variable whose value is looked up when a cell runs: in the daemon's environment, else in "
+        "etc/secrets.env (repeatable)",
     )
     group.add_argument("--cwd", metavar="DIR", help="its working folder, or scratch (default: the current folder)")
     group.add_argument(
@@ -92,6 +100,7 @@ def grid(args: argparse.Namespace) -> CommandGrid:
         "command": command,
         "axes": {axis: _values(axis, text) for axis, text in _pairs("axis", args.axis, "lr=0.1,0.01").items()},
         "env": _pairs("env", args.env, "OMP_NUM_THREADS=1"),
+        "secrets": args.secret,
         "cwd": cwd,
         "keep": args.keep,
     }
@@ -156,7 +165,7 @@ def _paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
 
 def _option(path: tuple[str | int, ...]) -> str:
     """What a user wrote that stands at `path` of the grid: `--axis lr`, `--timeout`."""
-    first = {"axes": "axis"}.get(str(path[0]), str(path[0])) if path else "command"
+    first = {"axes": "axis", "secrets": "secret"}.get(str(path[0]), str(path[0])) if path else "command"
     name = f" {path[1]}" if first in ("axis", "env") and len(path) > 1 else ""
     return f"--{first}{name}"
 

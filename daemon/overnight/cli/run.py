@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from overnight.cli import common, submit, text, up
+from overnight.cli import common, screen, submit, text, up
 from overnight.paths import Paths
 from overnight.queue.states import Status
 from overnight.queue.store import CellRow, GridRow, Queue
@@ -147,5 +147,6 @@ class _Screen:
 
     def clear(self) -> None:
         if self._live and self._shown:
-            print("\r\x1b[K", end="", flush=True)
+            screen.command("\r\x1b[K")
+            sys.stdout.flush()
         self._shown = ""

@@ -110,6 +110,10 @@ def _notes(attempts: Sequence[AttemptRow]) -> Iterator[str]:
         yield f"no result was recorded: {note}"
     if missing := evidence.get("keep_missing"):
         yield f"nothing to keep for {', '.join(map(str, missing))}"
+    if refused := evidence.get("keep_refused"):
+        yield f"not kept, since the value of a secret is in it: {', '.join(map(str, refused))}"
+    if evidence.get("result_withdrawn"):
+        yield "what it wrote to $OVERNIGHT_RESULT held the value of a secret, and was removed"
     if lost := evidence.get("output_lost_bytes"):
         yield f"{text.size(lost)} of its output could not be written"
     if left := evidence.get("leftovers"):

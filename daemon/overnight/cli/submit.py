@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from overnight import procfs, secrets
 from overnight.cli import command_options, common
 from overnight.durable import canonical
 from overnight.errors import GridError, ModelError
@@ -76,6 +78,7 @@ def submit(paths: Paths, args: argparse.Namespace) -> tuple[str, str]:
     templates = [cell.template for cell in _one_a_template(expand(grid, only=only, engine=args.engine))]
     _refuse_large(grid.name, templates)
     _prepare_models(paths, templates)
+    _warn_of_secrets(paths, grid)
     aside = common.Aside(paths, grid.name)
     with common.open_queue(paths) as queue:
         done = queue.enqueue(
@@ -90,6 +93,19 @@ def submit(paths: Paths, args: argparse.Namespace) -> tuple[str, str]:
     if done.replaced:
         parts.append(f"{done.replaced} replaced" + (f" ({aside})" if aside.moved else ""))
     return grid.name, ", ".join(parts)
+
+
+def _warn_of_secrets(paths: Paths, grid: AnyGrid) -> None:
+    """One line on stderr when cells would lack a secret: by the environment of the daemon that runs now, else by our
+    own, which one that is started from here inherits."""
+    if not (names := getattr(grid, "secrets", [])):
+        return
+    state = common.daemon_state(paths)
+    present, of = set(os.environ), "the environment"
+    if state is not None and (inherited := procfs.environment(state["pid"])) is not None:
+        present, of = inherited, f"the environment of the daemon that runs (pid {state['pid']})"
+    if (said := secrets.missing(names, present, of, paths.secrets)) is not None:
+        print(f"overnight: warning: {said}", file=sys.stderr)
 
 
 def _refuse_large(grid: str, templates: list[dict[str, Any]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from overnight.errors import UserError
 from overnight.queue.states import ENDED
 
 _LOOK_S = 0.3
+_HASH = re.compile(r"[0-9a-f]{64}")
 _LONGEST_BYTES = 2**20
 """A line that a rotation has cut is put together again, up to this length."""
 
@@ -181,11 +183,16 @@ def _print(line: bytes, head: str | None) -> str | None:
     try:
         record = opened[0] if opened else json.loads(line)
         words = _header(record) if record.get("kind") == "header" else _turn(record)
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         print("(a line that cannot be read: see `overnight verify`)")
         return None
     print(text.harmless(words), flush=True)
-    return opened[1] if opened else str(record.get("h", ""))
+    return opened[1] if opened else _hash(record.get("h"))
+
+
+def _hash(found: Any) -> str | None:
+    """Of a line that could not be checked: what the next one has to follow, when it can be that."""
+    return found if isinstance(found, str) and _HASH.fullmatch(found) else None
 
 
 def _header(record: dict[str, Any]) -> str:

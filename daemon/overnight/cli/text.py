@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -9,6 +10,9 @@ from datetime import UTC, datetime
 from overnight import figures
 
 size, duration = figures.size, figures.duration
+
+ODD = re.compile(r"[^\n\x20-\x7e]")
+"""All but the plainest characters, for a closer look at each."""
 
 _NOTHING = (None, 0, "", "-")
 
@@ -33,9 +37,12 @@ def harmless(text: str, *, newlines: bool = True) -> str:
     """A model's words must not move the cursor, recolour the screen or set a title: control and format characters
     (escape, bell, bidirectional overrides, ...) are shown as escapes instead of being obeyed."""
     keep = "\n\t" if newlines else ""
-    return "".join(
-        c if c in keep or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else _escaped(c) for c in text
-    )
+    shown = ODD.sub(lambda match: c if (c := match.group()) in keep or _is_shown(c) else _escaped(c), text)
+    return shown if newlines else shown.replace("\n", _escaped("\n"))
+
+
+def _is_shown(char: str) -> bool:
+    return unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def shortened(text: str, most: int) -> str:

@@ -179,6 +179,7 @@ class Crew:
             token=self._token_of(attempt),
             cgroup=None if slot is None else slot.folder,
             cap_bytes=attempt.grant.cap_bytes,
+            secrets_file=self.paths.secrets,
         )
 
     def _take_slot(self, attempt: Attempt) -> None:

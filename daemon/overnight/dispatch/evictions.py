@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from overnight import figures
+from overnight.checked import number, read_small, text, whole
 from overnight.dispatch import records
+from overnight.line import one_line
 
 SLOT_BYTES = 1024
 _TAKES_OUT = ("evict", "kill")
+_LAST = 2**53
+"""The watchdog goes on behind sequences below this."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Eviction:
 def read(path: Path, pid: int, start_ticks: int, *, warm: bool = False) -> Eviction | None:
     """The newest record of this boot that says that this very process was taken out; None when there is none."""
     try:
-        data = path.read_bytes()
+        data = read_small(path)
     except OSError:
         return None
     newest: dict[str, Any] | None = None
@@ -89,7 +93,8 @@ def read(path: Path, pid: int, start_ticks: int, *, warm: bool = False) -> Evict
         record = records.whole(slot) if slot else None
         if record is None or (record.get("pid"), record.get("start_ticks")) != (pid, start_ticks):
             continue
-        if record.get("step") not in _TAKES_OUT or not isinstance(record.get("sequence"), int):
+        sequence = record.get("sequence")
+        if record.get("step") not in _TAKES_OUT or type(sequence) is not int or not 0 <= sequence < _LAST:
             continue
         if newest is None or record["sequence"] > newest["sequence"]:
             newest = record
@@ -100,18 +105,18 @@ def _eviction(record: dict[str, Any], warm: bool) -> Eviction | None:
     slope, exhaustion = record.get("slope_bytes_per_s"), record.get("exhaustion_s")
     try:
         return Eviction(
-            step=str(record["step"]),
-            trigger=str(record["trigger"]),
-            level=str(record["level"]),
-            limit_bytes=int(record["limit_bytes"]),
-            limit_source=str(record["limit_source"]),
-            headroom_bytes=int(record["headroom_bytes"]),
-            slope_bytes_per_s=None if slope is None else int(slope),
-            exhaustion_s=None if exhaustion is None else float(exhaustion),
-            own_bytes=int(record["own_bytes"]),
-            peak_bytes=int(record["peak_bytes"]),
-            loss_s=float(record["loss_s"]),
+            step=text(record["step"]),
+            trigger=text(record["trigger"], 64),
+            level=text(record["level"], 64),
+            limit_bytes=whole(record["limit_bytes"]),
+            limit_source=one_line(str(record["limit_source"])[:200]),
+            headroom_bytes=whole(record["headroom_bytes"]),
+            slope_bytes_per_s=None if slope is None else int(number(slope)),
+            exhaustion_s=None if exhaustion is None else number(exhaustion),
+            own_bytes=whole(record["own_bytes"]),
+            peak_bytes=whole(record["peak_bytes"]),
+            loss_s=number(record["loss_s"]),
             warm=warm,
         )
-    except (KeyError, ValueError, TypeError, OverflowError):
+    except (KeyError, ValueError):
         return None

@@ -10,14 +10,13 @@ whole tree, so all of that is thawed.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from overnight import procfs
+from overnight import checked, procfs
 from overnight.cells.command_tree import Member, descendants, in_cgroup, oldest_child
 from overnight.dispatch import pressure, supervisor_call
 from overnight.dispatch.attempt import Attempt
@@ -181,10 +180,10 @@ class Guardian:
     def _holder(self) -> tuple[int, int] | None:
         """Who holds the watchdog's lock, when that process is there."""
         try:
-            record = json.loads(self._paths.watchdog_lock.read_bytes())
-            pid, ticks = int(record["pid"]), int(record["start_ticks"])
+            record = checked.json_object(checked.read_small(self._paths.watchdog_lock))
+            pid, ticks = checked.whole(record["pid"], 2, procfs.PID_MOST), checked.whole(record["start_ticks"], 1)
             ours = record["boot_id"] == procfs.boot_id()
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError):
             return None
         return (pid, ticks) if ours and procfs.alive(pid, ticks) else None
 

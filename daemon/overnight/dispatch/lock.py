@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
+from overnight import checked, procfs
 from overnight.errors import UserError
 
 
@@ -63,9 +64,9 @@ class DaemonLock:
 
     def _holder(self) -> str:
         try:
-            found = json.loads(os.pread(self._fd, 4096, 0))
-            return f"pid {int(found['pid'])}, since {found['since']}"
-        except (OSError, ValueError, KeyError, TypeError):
+            found = checked.json_object(os.pread(self._fd, 4096, 0))
+            return f"pid {checked.whole(found['pid'], 1, procfs.PID_MOST)}, since {checked.text(found['since'], 40)}"
+        except (OSError, ValueError, KeyError):
             return "it did not leave its name"
 
     def __exit__(

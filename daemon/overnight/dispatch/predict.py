@@ -11,13 +11,13 @@ of 512 and 20 decoded, its private dirty pages sampled every few milliseconds. A
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from overnight import checked
 from overnight.engines import model_sizes, model_sources
 from overnight.engines.model_store import MANIFEST
 from overnight.errors import ModelError
@@ -48,6 +48,8 @@ _MESSAGE_TOKENS = 16
 _BYTES_A_TOKEN = 3
 """English has about 4; fewer is the safe side."""
 _UNKNOWN_CONTEXT = 10**9
+_MOST = 10**9
+"""Of a figure of a config: no model has more layers, heads or tokens than that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,8 @@ class Shape:
 
 def shape(config: Mapping[str, Any]) -> Shape | None:
     """The shape that a model folder's config.json tells; None when it tells too little."""
-    found: Mapping[str, Any] = config.get("text_config") or config
+    inner = config.get("text_config")
+    found: Mapping[str, Any] = inner if inner and isinstance(inner, dict) else config
     layers = _first(found, "num_hidden_layers", "n_layer")
     hidden = _first(found, "hidden_size", "n_embd")
     heads = _first(found, "num_attention_heads", "n_head")
@@ -101,7 +104,7 @@ def shape(config: Mapping[str, Any]) -> Shape | None:
 def _first(config: Mapping[str, Any], *names: str) -> int | None:
     for name in names:
         value = config.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if type(value) is int and 0 < value <= _MOST:
             return value
     return None
 
@@ -132,7 +135,8 @@ def cell_bytes(spec: Mapping[str, Any], store: Path) -> int | None:
     tokens, piece = most_tokens(spec, held.shape.context)
     room = -(-tokens // STEP_TOKENS) * STEP_TOKENS
     cache = int(room * held.shape.kv_bytes_per_token(item_bytes) * ALLOCATOR_SHARE)
-    return CELL_BASE_BYTES + cache + held.shape.prefill_bytes(piece, tokens, item_bytes)
+    found = CELL_BASE_BYTES + cache + held.shape.prefill_bytes(piece, tokens, item_bytes)
+    return found if found <= checked.MOST else None  # a config that claims more than there can be
 
 
 def server_bytes(warm: Mapping[str, Any], store: Path) -> int:
@@ -186,10 +190,11 @@ def _recorded(source: str) -> str:
 @lru_cache(maxsize=256)
 def _read(folder: Path, _stamp: int) -> _Held | None:
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        config = json.loads((folder / "config.json").read_text())
-        return _Held(manifest["name"], manifest["source"], manifest["dtype"], int(manifest["bytes"]), shape(config))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest = checked.json_object(checked.read_small(folder / MANIFEST))
+        config = checked.json_object(checked.read_small(folder / "config.json"))
+        name, source, dtype = (checked.text(manifest[each]) for each in ("name", "source", "dtype"))
+        return _Held(name, source, dtype, checked.whole(manifest["bytes"]), shape(config))
+    except (OSError, ValueError, KeyError):
         return None  # a damaged model is refused by whoever loads it, with a sentence
 
 

@@ -6,10 +6,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from overnight import procfs
+from overnight.checked import number, read_small, text, whole
 from overnight.dispatch import records
 
 STALE_S = 5.0
 """A heartbeat older than this means that the watchdog is gone."""
+
+_AHEAD_S = 1.0
+"""A heartbeat of the future would be fresh for ever: nobody of this boot wrote it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def last(path: Path) -> Pressure | None:
     A torn one is read once more before it counts as none, which means death to the guardian: the read may have met a
     write, and two in a row do not."""
     try:
-        record = records.whole(path.read_bytes()) or records.whole(path.read_bytes())
+        record = records.whole(read_small(path)) or records.whole(read_small(path))
     except OSError:
         return None
     if record is None:
@@ -55,18 +60,19 @@ def last(path: Path) -> Pressure | None:
     slope, exhaustion = record.get("slope_bytes_per_s"), record.get("exhaustion_s")
     pid, ticks, hold = record.get("pid"), record.get("start_ticks"), record.get("hold_bytes")
     try:
-        return Pressure(
-            str(record["level"]),
-            int(record["limit_bytes"]),
-            int(record["headroom_bytes"]),
-            time.monotonic() - float(record["monotonic_s"]),
-            slope_bytes_per_s=None if slope is None else int(slope),
-            exhaustion_s=None if exhaustion is None else float(exhaustion),
-            frozen=int(record.get("frozen") or 0),
-            pid=None if pid is None else int(pid),
-            start_ticks=None if ticks is None else int(ticks),
-            hold_bytes=None if hold is None else int(hold),
+        found = Pressure(
+            text(record["level"], 16),
+            whole(record["limit_bytes"]),
+            whole(record["headroom_bytes"]),
+            time.monotonic() - number(record["monotonic_s"]),
+            slope_bytes_per_s=None if slope is None else int(number(slope)),
+            exhaustion_s=None if exhaustion is None else number(exhaustion),
+            frozen=whole(record.get("frozen") or 0),
+            pid=None if pid is None else whole(pid, 1, procfs.PID_MOST),
+            start_ticks=None if ticks is None else whole(ticks),
+            hold_bytes=None if hold is None else whole(hold),
             foreseen=record.get("foreseen") is True,
         )
-    except (KeyError, ValueError, TypeError, OverflowError):
+    except (KeyError, ValueError):
         return None
+    return found if found.age_s > -_AHEAD_S else None

@@ -6,8 +6,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from overnight import procfs
 from overnight.dispatch.registry import Registry
 from overnight.dispatch.signals import Handle
+from overnight.paths import Paths
 from overnight.queue.store import Queue
 
 
@@ -44,6 +46,18 @@ def recover(
     if cells:
         log.warning("cells_recovered", cells=len(cells))
     return len(cells)
+
+
+def forget_half_written(paths: Paths) -> None:
+    """Remove what a daemon that was killed had not renamed yet: daemon.json, and the state of its grids, which may be
+    large. Not that of a process which lives: `overnight status --write-grid-state` may be writing beside us."""
+    for path in (*paths.run.glob(".daemon.json.*.tmp"), *paths.results.glob("*/.grid_state.json.*.tmp")):
+        pid = path.name.split(".")[-2]
+        if pid.isdecimal() and procfs.start_ticks(int(pid)) is None:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:
+                pass  # the next start tries again
 
 
 def _end(processes: Iterable[tuple[int, int]], log: Any, grace_s: float, beat: Callable[[], None]) -> None:

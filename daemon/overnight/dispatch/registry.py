@@ -4,13 +4,14 @@ What people register by hand is theirs: nothing here touches it while its proces
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from overnight import durable, procfs
+from overnight import checked, durable, procfs
+
+_MOST_BYTES = 2**16
 
 BY = "overnight"
 """Whose registration it is. Those that people make by hand do not say this."""
@@ -87,11 +88,13 @@ class Registry:
 def _read(path: Path) -> dict[str, Any] | None:
     """A registration of whatever boot; None when it is none."""
     try:
-        entry: dict[str, Any] = json.loads(path.read_bytes())
+        entry = checked.json_object(checked.read_small(path, _MOST_BYTES))
         if entry["v"] != 1 or not isinstance(entry["boot_id"], str):
             return None
-        entry["pid"], entry["start_ticks"] = int(entry["pid"]), int(entry["start_ticks"])
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        # Whom it names may be ended: never init, nor what is no process.
+        checked.whole(entry["pid"], 2, procfs.PID_MOST)
+        checked.whole(entry["start_ticks"], 1)
+    except (OSError, ValueError, KeyError):
         return None
     return entry
 

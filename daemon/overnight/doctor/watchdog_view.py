@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from overnight.checked import number
 
 _ANSWER_S = 5.0
 """It takes a third of a second; a machine on which it takes longer than this is in trouble."""
@@ -48,9 +49,10 @@ class View:
 
 
 def _whole(value: object) -> int | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        return int(number(value))
+    except ValueError:
         return None
-    return int(value)
 
 
 def ask(home: Path, command: list[str] | None = None, timeout_s: float = _ANSWER_S) -> View:

@@ -5,14 +5,15 @@ Sizes are read from the headers of the files: a few kilobytes of a file of many 
 
 from __future__ import annotations
 
-import json
+import errno
 import math
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from overnight import cgroup_memory, checked
 from overnight.errors import ModelError
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -22,6 +23,13 @@ DISK_SLACK = 1.05
 """Tokenizer, configs and the file system's own blocks come on top of the weights."""
 
 _MAX_HEADER_BYTES = 100 * 1024 * 1024
+_MOST_PARAMS = 2**60
+_MOST_DIMENSIONS = 8
+_MOST_ENTRIES = 100_000
+"""Tensors of a file, or its settings; the largest models have some thousands."""
+_MOST_ITEMS = 2_000_000
+"""Of an array, such as a vocabulary: a damaged count must not have us walk through gigabytes."""
+_SHOWN = 100
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
 _GGUF_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
@@ -41,11 +49,7 @@ def weight_files(folder: Path) -> list[Path]:
     for stem, kind in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index = folder / f"{stem}{kind}.index.json"
         if index.is_file():
-            names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-            files = [folder / str(name) for name in names]
-            if missing := [file.name for file in files if not file.is_file()]:
-                raise ModelError(f"{folder} is not complete: {missing[0]} is missing")
-            return files
+            return _indexed(folder, _read_json(index).get("weight_map"))
         if (single := folder / f"{stem}{kind}").is_file():
             return [single]
         if found := sorted(folder.glob(f"*{kind}")):
@@ -53,21 +57,64 @@ def weight_files(folder: Path) -> list[Path]:
     return []
 
 
+def _indexed(folder: Path, weight_map: Any) -> list[Path]:
+    """The files that an index names: no folder or link leads out of its own. Raises ModelError."""
+    found = set(weight_map.values()) if _is_map(weight_map) else None
+    if not found or any(Path(name).name != name or "\0" in name or len(os.fsencode(name)) > 255 for name in found):
+        raise ModelError(f"{folder} is not complete: its index does not say which files hold the weights")
+    files = [folder / name for name in sorted(found)]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ModelError(f"{folder} is not complete: {missing[0]} is missing")
+    return files
+
+
+def _is_map(value: Any) -> bool:
+    """Of text to text that a file can be named by."""
+    return isinstance(value, dict) and all(isinstance(each, str) and _named(each) for each in value.values())
+
+
+def _named(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def safetensors_shapes(file: Path) -> dict[str, Any]:
     """Name -> {dtype, shape, ...} of every tensor of a file. Raises ModelError."""
     try:
-        with file.open("rb") as stream:
+        with _open(file) as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            if not 0 < length <= _MAX_HEADER_BYTES:
+            if not 0 < length <= min(_MAX_HEADER_BYTES, os.fstat(stream.fileno()).st_size - 8):
                 raise ValueError("header length")
-            header = json.loads(stream.read(length))
-        return {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, struct.error, AttributeError) as error:
+            header = checked.json_object(stream.read(length))
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        for name, tensor in tensors.items():
+            if not isinstance(tensor, dict) or not isinstance(tensor.get("shape"), list):
+                raise ValueError(f"tensor {name[:_SHOWN]} has no shape")  # noqa: TRY004 - it is the file's fault
+            _count(tensor["shape"])
+    except (OSError, ValueError, struct.error) as error:
         raise ModelError(f"{file} is not a whole safetensors file ({error})") from None
+    return tensors
 
 
 def _safetensors_params(file: Path) -> int:
-    return sum(math.prod(tensor["shape"]) for tensor in safetensors_shapes(file).values())
+    return _sum(file, [_count(tensor["shape"]) for tensor in safetensors_shapes(file).values()])
+
+
+def _count(shape: Sequence[Any]) -> int:
+    """Parameters of a tensor. Raises ValueError for what is no shape, or of more of them than any disk holds."""
+    if len(shape) > _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor of {len(shape)} dimensions")
+    count = math.prod(checked.whole(size, 0, _MOST_PARAMS) for size in shape)
+    return checked.whole(count, 0, _MOST_PARAMS)
+
+
+def _sum(file: Path, counts: Iterable[int]) -> int:
+    if (total := sum(counts)) > _MOST_PARAMS:
+        raise ModelError(f"{file} claims {total} parameters, which is not true")
+    return total
 
 
 def _config_item_bytes(folder: Path) -> int:
@@ -77,21 +124,26 @@ def _config_item_bytes(folder: Path) -> int:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
+        return checked.json_object(checked.read_small(file, _MAX_HEADER_BYTES))
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise ModelError(f"{file} does not hold a JSON object")
-    return found
 
 
 def gguf_params(file: Path) -> int:
     """Parameters of a GGUF file (versions 2 and 3), from its header. Raises ModelError."""
     try:
-        with file.open("rb") as stream:
-            return sum(math.prod(shape) for shape in _gguf_shapes(stream))
-    except (OSError, struct.error, KeyError, ValueError) as error:
+        with _open(file) as stream:
+            counts = [_count(shape) for shape in _gguf_shapes(stream)]
+    except (OSError, struct.error, KeyError, ValueError, OverflowError, RecursionError) as error:
         raise ModelError(f"{file} is not a whole GGUF file ({error})") from None
+    return _sum(file, counts)
+
+
+def _open(file: Path) -> BinaryIO:
+    """A pipe would keep us waiting. Raises OSError."""
+    if file.exists() and not file.is_file():
+        raise OSError(errno.EINVAL, "no regular file", os.fspath(file))
+    return file.open("rb")
 
 
 def _gguf_shapes(stream: BinaryIO) -> Iterator[tuple[int, ...]]:
@@ -101,13 +153,15 @@ def _gguf_shapes(stream: BinaryIO) -> Iterator[tuple[int, ...]]:
     version, tensors, pairs = _take(stream, "<IQQ")
     if version not in (2, 3):
         raise ValueError(f"version {version}; 2 and 3 are known")
+    if max(tensors, pairs) > _MOST_ENTRIES:
+        raise ValueError(f"{tensors} tensors and {pairs} settings")
     for _ in range(pairs):
         _skip(stream, _take(stream, "<Q")[0])
         _skip_value(stream, _take(stream, "<I")[0])
     for _ in range(tensors):
         _skip(stream, _take(stream, "<Q")[0])
         (dimensions,) = _take(stream, "<I")
-        if dimensions > 8:
+        if dimensions > _MOST_DIMENSIONS:
             raise ValueError(f"a tensor of {dimensions} dimensions")
         yield _take(stream, f"<{dimensions}Q")
         _skip(stream, 4 + 8)
@@ -121,16 +175,20 @@ def _skip(stream: BinaryIO, count: int) -> None:
     stream.seek(count, os.SEEK_CUR)
 
 
-def _skip_value(stream: BinaryIO, kind: int) -> None:
+def _skip_value(stream: BinaryIO, kind: int, depth: int = 0) -> None:
+    if depth > _MOST_DIMENSIONS:
+        raise ValueError("arrays within arrays")
     if kind == _GGUF_STRING:
         _skip(stream, _take(stream, "<Q")[0])
     elif kind == _GGUF_ARRAY:
         inner, count = _take(stream, "<IQ")
+        if count > _MOST_ITEMS:
+            raise ValueError(f"an array of {count} values")
         if inner in _GGUF_BYTES:
             _skip(stream, _GGUF_BYTES[inner] * count)
         else:
             for _ in range(count):
-                _skip_value(stream, inner)
+                _skip_value(stream, inner, depth + 1)
     else:
         _skip(stream, _GGUF_BYTES[kind])
 
@@ -155,21 +213,21 @@ def check_room(what: str, *, weights: int, store: Path, limit_bytes: int | None 
 
 def memory_limit_bytes(proc: Path = Path("/proc")) -> int:
     """The smallest of the machine's memory and every cgroup's limit (v1 and v2) from this process's up."""
-    meminfo = (proc / "meminfo").read_text().splitlines()
-    total = next(int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemTotal:"))
-    return min([total, *_cgroup_limits(proc)])
+    total = cgroup_memory.field(_small(proc / "meminfo"), b"MemTotal:")
+    machine = total * 1024 if total else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *_cgroup_limits(proc)])
 
 
 def _cgroup_limits(proc: Path) -> Iterator[int]:
-    try:
-        own = [line.split(":", 2) for line in (proc / "self/cgroup").read_text().splitlines()]
-        mounts = [line.split() for line in (proc / "self/mountinfo").read_text().splitlines()]
-    except OSError:
-        return
+    lines = os.fsdecode(_small(proc / "self/cgroup")).splitlines()
+    own = [fields for line in lines if len(fields := line.split(":", 2)) == 3]
+    mounts = [line.split() for line in os.fsdecode(_small(proc / "self/mountinfo")).splitlines()]
     unified = next((path for number, _, path in own if number == "0"), None)
     memory = next((path for _, names, path in own if "memory" in names.split(",")), None)
     for fields in mounts:
-        kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
+        if len(fields) < 9 or "-" not in fields[5:-1]:
+            continue
+        kind, options = fields[fields.index("-", 5) + 1], fields[-1].split(",")
         if kind == "cgroup2":
             path, name = unified, "memory.max"
         elif kind == "cgroup" and "memory" in options:
@@ -183,15 +241,19 @@ def _cgroup_limits(proc: Path) -> Iterator[int]:
 def _limits_upward(mount: Path, path: str, name: str) -> Iterator[int]:
     at = mount / path.strip("/")
     while True:
-        try:
-            text = (at / name).read_text().strip()
-        except OSError:
-            text = "max"  # the root has no such file, and a path of another namespace is not there
-        if text.isdigit():
-            yield int(text)
+        # The root has no such file, and a path of another namespace is not there.
+        if (limit := cgroup_memory.number(_small(at / name))) is not None:
+            yield limit
         if at in (mount, at.parent):
             return
         at = at.parent
+
+
+def _small(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError):  # ValueError: a damaged name holds a NUL
+        return b""
 
 
 def _size(count: int) -> str:

@@ -88,9 +88,14 @@ def resolve(source: str) -> Source:
     """What the text of a source means. Looks at the disk, never at the network. Raises ModelError."""
     if source in BUILTIN:
         return Source(source, source, BUILTIN[source].path())
-    path = Path(source).expanduser()
-    if source.endswith(".gguf") or source.startswith(("/", ".", "~")) or path.is_dir():
-        path = path.resolve()
+    try:
+        path = Path(source).expanduser()
+        named = source.endswith(".gguf") or source.startswith(("/", ".", "~")) or path.is_dir()
+        path = path.resolve() if named else path
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a user that is not there, a NUL
+        reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+        raise ModelError(f"{source[:80]!r} cannot be a model: {reason}") from None
+    if named:
         return Source(str(path), _as_name(path.stem if path.suffix == ".gguf" else path.name), path)
     if _HUB_ID.fullmatch(source):
         return Source(source, _as_name(source.replace("/", "_")), None)

@@ -30,7 +30,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from overnight import durable, procfs
+from overnight import checked, durable, procfs
 from overnight.engines import model_sizes
 from overnight.engines.model_sources import BUILTIN, Source, first_line, resolve
 from overnight.errors import ModelError, UserError
@@ -235,7 +235,7 @@ def _checked(folder: Path) -> Manifest:
     """The manifest, after comparing the files with it. Raises ModelError."""
     manifest = _read_manifest(folder)
     times: dict[str, dict[str, Any]] = {}
-    for name, facts in manifest.files.items():
+    for name, facts in _named_files(manifest).items():
         try:
             stat = (folder / name).stat()
             if stat.st_size == facts["bytes"] and stat.st_mtime_ns == facts["mtime_ns"]:
@@ -262,14 +262,37 @@ def _damaged(manifest: Manifest, what: str) -> ModelError:
 
 def _read_manifest(folder: Path) -> Manifest:
     try:
-        held = json.loads((folder / MANIFEST).read_text())
-        if held["v"] != 1:
+        held = checked.json_object(checked.read_small(folder / MANIFEST))
+        if checked.whole(held["v"]) != 1:
             raise ModelError(f"{folder} was written by a newer Overnight (model.json version {held['v']})")
-        return Manifest(**held, folder=folder)
+        return _sound(Manifest(**held, folder=folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{folder / MANIFEST} cannot be read ({first_line(error)}): remove {folder} and add the model again"
         ) from None
+
+
+def _sound(manifest: Manifest) -> Manifest:
+    """What is shown of it, and reckoned with, is of the kind that it says. Raises ValueError."""
+    for name in ("name", "source", "origin", "dtype", "fingerprint", "created_at"):
+        checked.text(getattr(manifest, name), 4096)
+    for figure in (manifest.params, manifest.bytes):
+        checked.whole(figure)
+    return manifest
+
+
+def _named_files(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    """Its files, none of them outside its folder. Raises ModelError."""
+    try:
+        for name, facts in manifest.files.items():
+            if not checked.text(name, 4096) or Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(name)
+            checked.whole(facts["bytes"])
+            checked.whole(facts["mtime_ns"], -checked.MOST)
+            checked.text(facts["sha256"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _damaged(manifest, f"{MANIFEST} is not what was written") from None
+    return manifest.files
 
 
 def _manifest_bytes(manifest: Manifest) -> bytes:

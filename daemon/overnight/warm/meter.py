@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from overnight import cgroup_memory
 from overnight.cells import command_tree
 from overnight.cells.command_tree import Member
 from overnight.cgroup_memory import CgroupMemory
 
 _PF_FORKNOEXEC = 0x40
 """Kernel flag (/proc/PID/stat, field 9): forked, but has not called exec."""
-_FIELDS = ("RssAnon:", "RssShmem:", "VmPTE:")
+_FIELDS = (b"RssAnon:", b"RssShmem:", b"VmPTE:")
 PROC = Path("/proc")
 REFAULTS_S = 1.0
 """A rate of refaults is taken over so long at least: they come in bursts."""
@@ -131,10 +132,10 @@ def _key(member: Member) -> _Key:
 def held_bytes(pid: int, proc_root: Path = PROC) -> int | None:
     """Anonymous and shared memory and page tables of a process; None when there is none (any more)."""
     try:
-        lines = (proc_root / str(pid) / "status").read_text().splitlines()
+        status = (proc_root / str(pid) / "status").read_bytes()
     except OSError:
         return None
-    found = [int(line.split()[1]) for line in lines if line.startswith(_FIELDS)]
+    found = [kib for name in _FIELDS if (kib := cgroup_memory.field(status, name)) is not None]
     return sum(found) * 1024 if found else None  # a zombie holds nothing
 
 

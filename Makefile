@@ -26,7 +26,7 @@ demo: $(STAMP)
 # Three at a time since most of them wait, but for the tests that measure. The folder has a short name since sockets below it may not have a long one.
 test: $(STAMP)
 	at=$$(mktemp -d /tmp/overnight.XXXXXX) && \
-	$(BIN)/python -m pytest -m "not slow and not alone" -n 3 --basetemp=$$at/a && \
+	$(BIN)/python -m pytest -m "not slow and not alone" -n 3 --dist worksteal --basetemp=$$at/a && \
 	$(BIN)/python -m pytest -m "not slow and alone" --basetemp=$$at/b && \
 	rm -rf $$at
 
@@ -35,7 +35,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Seeded, and resumed where it was broken off: make prove CAMPAIGNS="kills --seed 2". Reports in var/prove/.
 prove: $(STAMP)
+	PYTHONPATH=tests $(BIN)/python -m campaigns $(CAMPAIGNS)
 	$(BIN)/python -m pytest -m slow -s
 
 bench: $(STAMP)

@@ -101,7 +101,8 @@ def _check(file: Path, found: os.stat_result) -> None:
 
 
 def parse(data: bytes, file: Path) -> dict[str, str]:
-    """Raises SecretError that names the line, never what it holds."""
+    """Raises SecretError that names the line, never what it holds: what looks like a name may be the second line of a
+    secret that was pasted in several."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
@@ -115,13 +116,13 @@ def parse(data: bytes, file: Path) -> dict[str, str]:
         if not equals or NAME.fullmatch(name) is None:
             raise SecretError(f"{file}:{number}: expected NAME=value, the name of letters, digits and '_'")
         if name in found:
-            raise SecretError(f"{file}:{number}: {name} a second time; remove one of the two")
+            raise SecretError(f"{file}:{number}: this name is there already; remove one of the two")
         if value[:1] in ("'", '"'):
             if len(value) < 2 or value[-1] != value[0]:
-                raise SecretError(f"{file}:{number}: the quote of {name} is never closed")
+                raise SecretError(f"{file}:{number}: the quote is never closed")
             value = value[1:-1]
         if (problem := _problem(value)) is not None:
-            raise SecretError(f"{file}:{number}: {name} {problem}")
+            raise SecretError(f"{file}:{number}: the secret {problem}")
         found[name] = value
     return found
 

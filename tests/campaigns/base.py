@@ -68,6 +68,8 @@ class Campaign(ABC):
     proves: ClassVar[tuple[str, ...]]
     alone: ClassVar[bool] = False
     """Its quick rounds look at clocks or at memory as it fills: no other test may run beside them."""
+    instead: ClassVar[str] = ""
+    """The test that tries as much in every run of the tests, where its quick rounds would take too long."""
 
     @abstractmethod
     def rounds(self, seed: int, *, quick: bool) -> Sequence[Round]:

@@ -19,6 +19,9 @@ Attempt = Callable[[Fault, int, Finding], None]
 _QUEUE_PARTS = 4
 """Its calls are some hundreds: a round takes every fourth, so that a campaign that was broken off loses little."""
 
+_EVERY_CALL = ("ENOSPC", "EIO", "EIO at fsync")
+"""What strikes the queue at every call; the others, and all while others have it open, at every fourth."""
+
 _QUICK_TRIES = {"idle loop": 2, "command": 1, "queue": 1, "queue beside": 1}
 """Of each fault, at calls that are drawn."""
 
@@ -26,8 +29,9 @@ _QUICK_TRIES = {"idle loop": 2, "command": 1, "queue": 1, "queue beside": 1}
 class DiskCalls(Campaign):
     name = "disk_calls"
     tries = (
-        "ENOSPC, EIO, half a write, EIO at fsync and SIGKILL at every single call that changes the disk, SQLite's too: "
-        "of an idle loop, of a command's runner, of the queue; then a power cut; then on without the fault"
+        "ENOSPC, EIO, half a write, EIO at fsync and SIGKILL at every call that changes the disk, of an idle loop and of "
+        "a command's runner; of the queue, SQLite's calls too, ENOSPC, EIO and EIO at fsync at every call, the others at "
+        "every fourth; then a power cut; then on without the fault"
     )
     proves = ("1", "2", "5", "6", "7")
 
@@ -66,7 +70,8 @@ def _plans() -> Iterator[dict[str, Any]]:
             yield {"part": part, "fault": fault.name, "strict": True, **whole}
     for part, faults in (("queue", (*ERRORS, *KILLS)), ("queue beside", ERRORS)):
         for fault in faults:
-            for first in range(1, _QUEUE_PARTS + 1):
+            every = part == "queue" and fault.name in _EVERY_CALL
+            for first in range(1, _QUEUE_PARTS + 1 if every else 2):
                 yield {"part": part, "fault": fault.name, "strict": False, "first": first, "step": _QUEUE_PARTS}
 
 

@@ -30,6 +30,7 @@ class RealKills(Campaign):
     name: ClassVar[str] = "real_kills"
     tries: ClassVar[str] = f"SIGKILL over cells, warm servers and the daemon while {MODEL} talks"
     proves: ClassVar[tuple[str, ...]] = ("1", "2")
+    instead: ClassVar[str] = "tests/integration/test_real_model.py::test_kills_change_nothing_and_weights_are_shared"
 
     def __init__(self) -> None:
         self._whole: dict[tuple[int, int], dict[str, str]] = {}

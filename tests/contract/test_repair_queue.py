@@ -214,6 +214,17 @@ def test_a_damaged_definition(paths: Paths, text: bytes) -> None:
     assert rows(paths.queue) == before
 
 
+def test_text_that_is_no_text(paths: Paths) -> None:
+    """In JSON, which SQLite takes for JSON all the same; the transcript tells what it was."""
+    data = paths.queue.read_bytes()
+    write(paths.queue, data.index(b'"run":4,') + 1, b"\xf2")
+    assert any("UTF-8" in str(found) for found in Deep(paths, None).findings())
+    mend(paths)
+    with Queue.open(paths.queue) as queue:
+        assert queue.find_cell("baseline_script_run4")[0].coords["run"] == 4
+    assert len(small_home.statuses(paths)) == 409
+
+
 def test_a_damaged_status_becomes_what_is_proven(paths: Paths) -> None:
     db = sqlite3.connect(paths.queue)
     db.execute("PRAGMA ignore_check_constraints = ON")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import time
 from pathlib import Path
@@ -114,41 +113,6 @@ def test_orderly_stop_yields_and_leaves_nobody(home: Home, undisturbed: dict[str
     home.start()
     home.wait_done()
     assert home.transcripts() == undisturbed
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_fifty_random_kills(home: Home, tmp_path: Path, seed: int) -> None:
-    """Cells, warm servers and the daemon are SIGKILLed at 50 random moments (25 a seed); the bytes do not change."""
-    grid = {"limits": {"max_iterations": 25}, "options": {"delay_s": 0.04}, "runs": 2}
-    quiet = Home(tmp_path / "quiet", slots=4)
-    try:
-        quiet.submit(**grid)
-        quiet.start()
-        quiet.wait_done()
-        whole = quiet.transcripts()
-    finally:
-        quiet.end()
-    rng = random.Random(seed)
-    home.submit(**grid)
-    home.start()
-    kills = 0
-    while kills < 25:
-        time.sleep(rng.uniform(0.0, 0.35))
-        victim = rng.choice(["cell", "cell", "warm", "daemon"])
-        if victim == "daemon":
-            home.kill()
-            home.start()
-        else:
-            alive = home.registered(victim)
-            if not alive:
-                continue
-            rng.choice(alive).kill()
-        kills += 1
-    home.wait_done(120)
-    assert home.transcripts() == whole
-    assert "0 with a problem" in home("verify").stdout
-    for cell in home.cells():
-        assert (cell["tries_used"], cell["turns"]) == (0, 25)
 
 
 def test_two_daemons(home: Home) -> None:

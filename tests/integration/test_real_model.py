@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,31 +115,3 @@ def test_kills_change_nothing_and_weights_are_shared(make_home: Any) -> None:
     replies = [json.loads(line)["reply"] for data in whole.values() for line in data.splitlines()[1:]]
     assert len(replies) == 8
     assert sum(len(reply.split()) > 3 for reply in replies) >= 6, replies  # sentences, not noise
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_random_kills_of_everything_with_the_real_model(make_home: Any, seed: int) -> None:
-    """Eight turns; cells SIGKILLed at four random moments, the warm server at one, the daemon at one."""
-    options = {"turns": 8, "token_limit": 48, "scaffolds": [1, 2]}
-    whole = undisturbed(make_home("whole"), **options)
-    home = make_home("broken")
-    rng = random.Random(seed)
-    victims = ["cell"] * 4 + ["warm", "daemon"]
-    rng.shuffle(victims)
-    home("submit", grid(home, **options))
-    home.start()
-    for victim in victims:
-        before = turns_on_disk(home)
-        until(lambda before=before: turns_on_disk(home) > before and home.registered("cell"), 120)
-        time.sleep(rng.uniform(0.0, 1.5))
-        if victim == "daemon":
-            home.kill()
-            home.start()
-        elif alive := home.registered(victim):
-            rng.choice(alive).kill()
-        print(f"seed {seed}: killed {victim} with {turns_on_disk(home)} of 16 turns on disk")
-    home.wait_done(400)
-    assert hashes(home.transcripts()) == hashes(whole)
-    assert {cell["tries_used"] for cell in home.cells()} == {0}
-    print(f"seed {seed}: {hashes(whole)}")

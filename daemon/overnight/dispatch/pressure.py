@@ -61,7 +61,7 @@ def last(path: Path) -> Pressure | None:
     pid, ticks, hold = record.get("pid"), record.get("start_ticks"), record.get("hold_bytes")
     try:
         found = Pressure(
-            text(record["level"], 16),
+            text(record["level"] or None, 16),
             whole(record["limit_bytes"]),
             whole(record["headroom_bytes"]),
             time.monotonic() - number(record["monotonic_s"]),

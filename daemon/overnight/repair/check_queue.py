@@ -46,7 +46,7 @@ def check(db: sqlite3.Connection) -> Iterator[Finding]:
             broken = True
             yield found
         if not broken:
-            for step in (_rows, _counters, _texts, _names, _specifications, _attempts, _outcomes, _history):
+            for step in (_readable, _rows, _counters, _texts, _names, _specifications, _attempts, _outcomes, _history):
                 yield from _capped(_guarded(db, step))
     finally:
         if db.in_transaction:
@@ -78,6 +78,17 @@ def _queue(where: str, what: str) -> Finding:
 def _pages(db: sqlite3.Connection) -> Iterator[Finding]:
     for what in (*audit.of_schema(db), *audit.of_pages(db)):
         yield _queue("queue.db", what)
+
+
+def _readable(db: sqlite3.Connection) -> Iterator[Finding]:
+    """Every value of every row: SQLite takes text that is no UTF-8 for text, and even for JSON."""
+    for table in ("grids", "warms", "specs", "cells", "attempts", "events", "peaks"):
+        if db.execute("SELECT 1 FROM sqlite_schema WHERE name = ?", (table,)).fetchone():
+            try:
+                for _ in db.execute(f"SELECT * FROM {table}"):  # noqa: S608 - literals
+                    pass
+            except sqlite3.OperationalError as error:
+                yield _queue(f"queue.db, {table}", str(error))
 
 
 def _rows(db: sqlite3.Connection) -> Iterator[Finding]:

@@ -63,6 +63,12 @@ def number(value: Any) -> float:
     return float(value)
 
 
+def rounded(value: Any) -> int:
+    """A number of which no part counts; a whole one is as it was, however large."""
+    found = number(value)
+    return value if type(value) is int else int(found)
+
+
 def text(value: Any, most: int = 1000) -> str:
     """A printable text of one line."""
     if not isinstance(value, str) or len(value) > most or not value.isprintable():

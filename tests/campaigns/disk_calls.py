@@ -29,9 +29,9 @@ _QUICK_TRIES = {"idle loop": 2, "command": 1, "queue": 1, "queue beside": 1}
 class DiskCalls(Campaign):
     name = "disk_calls"
     tries = (
-        "ENOSPC, EIO, half a write, EIO at fsync and SIGKILL at every call that changes the disk, of an idle loop and of "
-        "a command's runner; of the queue, SQLite's calls too, ENOSPC, EIO and EIO at fsync at every call, the others at "
-        "every fourth; then a power cut; then on without the fault"
+        "ENOSPC, EIO, half a write, EIO at fsync and SIGKILL at every call that changes the disk, of an idle loop and "
+        "of a command's runner; of the queue, SQLite's calls too, ENOSPC, EIO and EIO at fsync at every call, the "
+        "others at every fourth; then a power cut; then on without the fault"
     )
     proves = ("1", "2", "5", "6", "7")
 

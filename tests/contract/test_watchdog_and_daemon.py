@@ -76,6 +76,7 @@ def test_a_restart_of_the_daemon_is_no_eviction(world: World) -> None:
 
 
 figures = st.integers(-(2**62), 2**62)
+sizes = st.integers(0, 2**62)
 
 
 @settings(max_examples=60, deadline=None)
@@ -91,13 +92,13 @@ figures = st.integers(-(2**62), 2**62)
                 "step": st.sampled_from(["evict", "kill"]),
                 "trigger": st.sampled_from(["headroom", "forecast", "thrash", "grace_over"]),
                 "level": st.sampled_from(["evict", "kill"]),
-                "limit_bytes": figures,
+                "limit_bytes": sizes,
                 "limit_source": st.text(max_size=300),
-                "headroom_bytes": figures,
+                "headroom_bytes": sizes,
                 "slope_bytes_per_s": st.none() | figures,
                 "exhaustion_s": st.none() | st.floats(0, 1e6),
-                "own_bytes": figures,
-                "peak_bytes": figures,
+                "own_bytes": sizes,
+                "peak_bytes": sizes,
                 "loss_s": st.floats(0, 1e9),
             }
         ),

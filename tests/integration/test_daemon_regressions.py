@@ -23,6 +23,7 @@ from overnight import procfs
 from overnight.dispatch.attempt import Attempt
 from overnight.dispatch.crew import Crew
 from overnight.dispatch.signals import Handle
+from overnight.queue.specs import warm_key
 
 
 @contextmanager
@@ -74,9 +75,11 @@ def test_a_locked_queue_does_not_end_fresh_cells(home: Home) -> None:
 
 
 def test_sigterm_is_heard_while_the_queue_is_locked_at_the_start(home: Home) -> None:
-    home.submit(runs=2)
-    with sqlite3.connect(home.paths.queue) as connection:
-        connection.execute("UPDATE cells SET status = 'running' WHERE id = 1")  # something to recover: a write
+    home.submit(limits={"max_iterations": 1000})
+    home.start()
+    until(lambda: home.statuses().get("running"))
+    home.kill()  # something to recover: a write
+    assert not home.log("queue_unavailable")
     with locked(home):
         home.start()
         until(lambda: home.log("queue_unavailable"))
@@ -116,7 +119,9 @@ def test_a_model_that_cannot_load_is_named_as_the_reason(home: Home) -> None:
     (home.paths.home / "empty").mkdir()
     home.submit(tries=2)
     with sqlite3.connect(home.paths.queue) as connection:
-        connection.execute('UPDATE warms SET json = replace(json, \'"engine":"scripted"\', \'"engine":"abacus"\')')
+        ((text,),) = connection.execute("SELECT json FROM warms")
+        text = text.replace('"engine":"scripted"', '"engine":"abacus"')
+        connection.execute("UPDATE warms SET json = ?, key = ?", (text, warm_key(json.loads(text))))
     home.start()
     until(lambda: home.statuses() == {"failed": 2})
     for cell in home.cells():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight import figures
-from overnight.checked import number, read_small, text, whole
+from overnight.checked import number, read_small, rounded, text, whole
 from overnight.dispatch import records
 from overnight.line import one_line
 
@@ -111,7 +111,7 @@ def _eviction(record: dict[str, Any], warm: bool) -> Eviction | None:
             limit_bytes=whole(record["limit_bytes"]),
             limit_source=one_line(str(record["limit_source"])[:200]),
             headroom_bytes=whole(record["headroom_bytes"]),
-            slope_bytes_per_s=None if slope is None else int(number(slope)),
+            slope_bytes_per_s=None if slope is None else rounded(slope),
             exhaustion_s=None if exhaustion is None else number(exhaustion),
             own_bytes=whole(record["own_bytes"]),
             peak_bytes=whole(record["peak_bytes"]),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from overnight import procfs
-from overnight.checked import number, read_small, text, whole
+from overnight.checked import number, read_small, rounded, text, whole
 from overnight.dispatch import records
 
 STALE_S = 5.0
@@ -65,7 +65,7 @@ def last(path: Path) -> Pressure | None:
             whole(record["limit_bytes"]),
             whole(record["headroom_bytes"]),
             time.monotonic() - number(record["monotonic_s"]),
-            slope_bytes_per_s=None if slope is None else int(number(slope)),
+            slope_bytes_per_s=None if slope is None else rounded(slope),
             exhaustion_s=None if exhaustion is None else number(exhaustion),
             frozen=whole(record.get("frozen") or 0),
             pid=None if pid is None else whole(pid, 1, procfs.PID_MOST),

@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
+# Hundreds of short processes are started here: each would compile all its modules anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo test lint prove bench setup clean
 .DELETE_ON_ERROR:
 

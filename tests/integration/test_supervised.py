@@ -230,7 +230,7 @@ def supervised_processes(home: Home) -> list[str]:
     return sorted(names)
 
 
-@pytest.mark.parametrize("gone", ["var/run", "socket"])
+@pytest.mark.parametrize("gone", ["var/run", pytest.param("socket", marks=pytest.mark.slow)])
 def test_an_emptied_run_folder_never_makes_two(home: Home, gone: str) -> None:
     home.submit(limits={"max_iterations": 200})
     home("up")

@@ -145,9 +145,7 @@ def test_a_chat_template_runs_in_a_sandbox(repository: Path) -> None:
 def test_a_schema_in_a_foreign_queue_is_not_trusted(repository: Path, tmp_path: Path) -> None:
     """A view or a trigger of a file that somebody else made must not reach beyond the database."""
     for name, tree in files(repository):
-        if name.startswith("daemon/overnight/queue/") and any(
-            ast.unparse(call.func) == "sqlite3.connect" for call in calls(tree)
-        ):
+        if any(ast.unparse(call.func) == "sqlite3.connect" for call in calls(tree)):
             text = (repository / name).read_text()
             opened = text.count("sqlite3.connect(") - text.count('sqlite3.connect(":memory:")')
             assert text.count("PRAGMA trusted_schema = OFF") >= opened, name

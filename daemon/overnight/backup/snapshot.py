@@ -94,6 +94,7 @@ def moved_aside_since(queue: Path, taken: Snapshot) -> bool:
 def _copy(source: sqlite3.Connection, target: Path) -> None:
     copy = sqlite3.connect(target, isolation_level=None)
     try:
+        copy.execute("PRAGMA trusted_schema = OFF")
         copy.execute("PRAGMA synchronous = OFF")  # what counts is the archive, which is synced
         source.backup(copy, pages=_STEP_PAGES)
         copy.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
@@ -139,6 +140,7 @@ class _reading:  # noqa: N801 - a context, used as a function
             mode = modes.pop(0)
             connection = sqlite3.connect(f"{uri}?{mode}", uri=True, timeout=_WAIT_S, isolation_level=None)
             try:
+                connection.execute("PRAGMA trusted_schema = OFF")
                 connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
                 break
             except sqlite3.Error as error:

@@ -18,6 +18,7 @@ class Sums:
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path)
+        self._db.execute("PRAGMA trusted_schema = OFF")
         self._db.execute("PRAGMA journal_mode = OFF")
         self._db.execute("PRAGMA synchronous = OFF")
         self._db.execute("CREATE TABLE sums (name BLOB PRIMARY KEY, sha256 TEXT) WITHOUT ROWID")
@@ -52,6 +53,7 @@ def untrue(queue: Path, sums: Sums) -> Iterator[str]:
     db = sqlite3.connect(f"{queue.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
     kinds: dict[int, str] = {}
     try:
+        db.execute("PRAGMA trusted_schema = OFF")
         rows = db.execute(
             "SELECT g.name, c.key, c.spec_id, c.transcript_sha256 FROM cells AS c"
             " CROSS JOIN grids AS g ON g.id = c.grid_id WHERE c.status = 'done'"

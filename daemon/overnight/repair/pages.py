@@ -27,6 +27,7 @@ def is_sound(path: Path) -> bool:
     except sqlite3.Error:
         return False
     try:
+        db.execute("PRAGMA trusted_schema = OFF")
         names = {name for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
         for table, columns in OLDEST.items():
             wanted = ["id", *list(COLUMNS[table])[: columns - 1]]
@@ -57,6 +58,7 @@ def mend(copy: Path, work: Path) -> bool:
     fresh.unlink(missing_ok=True)
     db = sqlite3.connect(fresh, isolation_level=None)
     try:
+        db.execute("PRAGMA trusted_schema = OFF")
         migrate(db, 0.0)
     finally:
         db.close()

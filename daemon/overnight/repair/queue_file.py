@@ -102,6 +102,7 @@ def _copied(queue: Path, work: Path, seen: Examined) -> Path:
         shutil.copyfile(journal, beside(copy, "-journal"))
         try:
             db = sqlite3.connect(copy, isolation_level=None)
+            db.execute("PRAGMA trusted_schema = OFF")
             db.execute("SELECT count(*) FROM sqlite_schema").fetchone()  # rolls back what was half done
             db.close()
         except sqlite3.Error as error:
@@ -158,6 +159,7 @@ def upgraded(path: Path, work: Path, now: float) -> Path:
     shutil.copyfile(path, copy)
     db = sqlite3.connect(copy, isolation_level=None)
     try:
+        db.execute("PRAGMA trusted_schema = OFF")
         db.execute("PRAGMA journal_mode = DELETE")
         migrate(db, now)
     finally:

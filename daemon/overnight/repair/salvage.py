@@ -58,6 +58,7 @@ def create(path: Path, now: float) -> sqlite3.Connection:
     db.execute("PRAGMA journal_mode = OFF")
     db.execute("PRAGMA synchronous = OFF")
     db.execute("PRAGMA foreign_keys = ON")
+    db.execute("PRAGMA trusted_schema = OFF")
     migrate(db, now)
     db.execute("BEGIN")
     return db

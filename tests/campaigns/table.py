@@ -26,11 +26,22 @@ def lines(one: Mapping[str, Any]) -> list[str]:
     return said + [f"    {sentence}" for sentence in one["violations"]]
 
 
+_MOST_SHOWN = 8
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    """The totals first (a part of one is called "of ..."), the larger ones before the smaller."""
+    ordered = sorted(counts.items(), key=lambda each: (each[0].startswith("of "), -each[1], each[0]))
+    shown = ", ".join(f"{times:,} {what}" for what, times in ordered[:_MOST_SHOWN])
+    more = len(ordered) - _MOST_SHOWN
+    return shown + (f", and {more} other counts" if more > 0 else "")
+
+
 def _row(one: Mapping[str, Any]) -> tuple[str, ...]:
     rounds = str(one["finished_rounds"])
     if one["finished_rounds"] != one["planned_rounds"]:
         rounds += f" of {one['planned_rounds']}"
-    counted = ", ".join(f"{times:,} {what}" for what, times in one["counts"].items())
+    counted = _counted(one["counts"])
     measured = [
         f"{what}: p50 {each['p50']:.3g} s, p99 {each['p99']:.3g} s, most {each['most']:.3g} s"
         for what, each in one["seconds"].items()

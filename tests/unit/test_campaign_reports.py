@@ -131,3 +131,12 @@ def test_rounds_must_differ(campaign: Counting, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(campaign, "rounds", lambda seed, quick: [Round("same"), Round("same")])
     with pytest.raises(ValueError, match="the same key"):
         whole(campaign, tmp_path)
+
+
+def test_many_counts_are_cut_to_the_telling_ones(campaign: Counting, tmp_path: Path) -> None:
+    summary = whole(campaign, tmp_path).summary()
+    summary["counts"] = {"of cell": 90, **{f"thing {number}": number for number in range(1, 9)}}
+    row = table.markdown([summary]).splitlines()[2]
+    assert "| 8 thing 8, 7 thing 7, 6 thing 6," in row
+    assert row.count("thing") == 8
+    assert "and 1 other counts" in row and "of cell" not in row

@@ -48,10 +48,10 @@ def run(args: argparse.Namespace) -> int:
     for step in outcome.steps:
         print(text.harmless(str(step), newlines=False))
     mended, left = len(outcome.mended), len(outcome.left)
-    if args.dry_run:
-        print(f"would mend {mended}, not {left}; nothing was changed")
-    elif not mended and not left:
+    if not mended and not left:
         print("nothing to mend")
+    elif args.dry_run:
+        print(f"{mended} can be mended, {left} not; nothing was changed")
     else:
         print(f"{mended} mended, {left} not" + (f"; what was changed is in {outcome.folder}" if outcome.folder else ""))
     sys.stdout.flush()

@@ -240,7 +240,7 @@ def test_a_loading_warm_server_runs_no_cell_yet(home: Home) -> None:
     (loading,) = until(lambda: home.registrations("warm"))
     assert (loading["cells"], loading["shrinks"]) == (0, False)
     until(lambda: [entry["cells"] for entry in home.registrations("warm")] == [1])
-    (cell,) = home.registrations("cell")
+    (cell,) = until(lambda: home.registrations("cell"))
     assert cell["started_s"] - loading["started_s"] > 2.5, "the load is not the cell's"
     home("cancel", "--grid", "night")
     until(lambda: [entry["cells"] for entry in home.registrations("warm")] == [0])

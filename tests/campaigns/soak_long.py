@@ -17,6 +17,8 @@ from helpers.home import Home
 from helpers.vitals import KIB
 from helpers.waiting import until
 
+TURN_LEAST_S = 0.003
+"""So that there is time to look, however quick the machine is."""
 TURN_S = 0.1
 """Deadline of a turn, on the average; it takes a millisecond or two."""
 KILLED_AT = (0.2, 0.4, 0.6, 0.8)
@@ -30,7 +32,7 @@ class LongCell:
 
     def __init__(self, home: Home, grid: str, turns: int) -> None:
         self.home, self.turns = home, turns
-        options = {"delay_s": 0, "reply_tokens": 8, "context_tokens": 10**9}
+        options = {"delay_s": TURN_LEAST_S, "reply_tokens": 8, "context_tokens": 10**9}
         home.submit(grid, scaffolds=[1], options=options, limits={"max_iterations": turns, "token_limit": 16})
         (row,) = (each for each in home.cells() if each["grid"] == grid)
         self._id, self._transcript = row["id"], home.paths.transcript(grid, row["key"])

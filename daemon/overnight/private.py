@@ -31,7 +31,7 @@ def make_folder(folder: Path) -> None:
     user's umask). Raises ConfigError when it is somebody else's, OSError."""
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.stat()
-    if found.st_uid != os.geteuid():
+    if found.st_uid != os.geteuid() and not _taken_over(folder):
         raise ConfigError(
             f"{folder}: it belongs to {_name(found.st_uid)}, and this is run by {_name(os.geteuid())}; run it as the "
             "former, give the folder away (chown -R), or choose another home with --home DIR"
@@ -41,6 +41,18 @@ def make_folder(folder: Path) -> None:
             # A file of several names may be somebody's who has linked it here.
             if entry.is_file(follow_symlinks=False) and (of := entry.stat(follow_symlinks=False)).st_nlink == 1:
                 _shut(Path(entry.path), of)
+
+
+def _taken_over(folder: Path) -> bool:
+    """Root in a container has a checkout mounted that is somebody else's outside: what git has just made, and nobody
+    has used, becomes root's."""
+    if os.geteuid() != 0 or folder.is_symlink() or os.listdir(folder) != [".gitkeep"]:  # noqa: PTH208 - names alone
+        return False
+    try:
+        os.chown(folder, 0, -1)
+    except OSError:
+        return False
+    return True
 
 
 def _shut(path: Path, found: os.stat_result) -> bool:

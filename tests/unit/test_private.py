@@ -85,6 +85,20 @@ def test_git_does_not_take_them(repository: Path) -> None:
 
 
 @pytest.mark.root
+def test_root_takes_over_a_checkout_that_nobody_has_used(tmp_path: Path) -> None:
+    """As in a container, with a checkout mounted that is somebody else's outside."""
+    var = tmp_path / "h" / "var"
+    var.mkdir(parents=True)
+    (var / ".gitkeep").touch()
+    os.chown(var, 65534, 65534)
+    Paths.of(tmp_path / "h").ensure()
+    assert (var.stat().st_uid, mode(var)) == (0, 0o700)
+    os.chown(var, 65534, 65534)  # now it has been used
+    with pytest.raises(ConfigError, match="it belongs to"):
+        Paths.of(tmp_path / "h").ensure()
+
+
+@pytest.mark.root
 @pytest.mark.parametrize("name", ["var", "var/run", "var/run/cells", "var/log", "var/models", "var/results"])
 @pytest.mark.parametrize("linked", [False, True])
 def test_somebody_elses_folder_is_refused_in_one_line(tmp_path: Path, name: str, linked: bool) -> None:

@@ -12,59 +12,39 @@ from typing import Any
 import yaml
 
 from campaigns.base import Campaign, Finding, Round, Violation
-from campaigns.report import REPOSITORY
 from helpers.home import Home
-from overnight.cli.submit import ensure_model
 from overnight.dispatch import budget_cgroup
-from overnight.paths import Paths
 
 MIB = 2**20
 UNCAPPED = "[memory]\nbudget = '400MiB'\nprior = '16MiB'\ncaps = 'none'\n"
 """Nobody knows what the cells will need, and nothing caps them: the watchdog is all there is."""
-MODEL = "smollm2-135m-instruct"
-REAL = {
-    "models": [
-        {"name": "135m", "engine": "transformers", "source": MODEL, "sampling": {"temperature": 1.0, "top_p": 0.98}}
-    ],
-    "scaffolds": [1, 2, 3],
-    "runs": 2,
-    "limits": {"max_iterations": 6, "target_output_tokens": None, "token_limit": 120},
-}
-"""Weights of 540 MB that are loaded once, and three cells beside them where one fits."""
 
 
 class TooSmall(Campaign):
     name = "too_small"
-    tries = "a grid of which no two cells fit at their end, uncapped, in a budget of 400 MiB; one of the real model"
+    tries = "a grid of which no two cells fit at their end, uncapped, in a budget of 400 MiB"
     proves = ("10", "2", "3")
     alone = True
 
     def rounds(self, seed: int, *, quick: bool) -> Sequence[Round]:
         dice = random.Random(seed)
         found = []
-        for number in range(1 if quick else 5):
+        for number in range(1 if quick else 3):
             leak = {"grow_mib": 12 if quick else dice.choice((8, 12, 16)), "cache_mib": 6}
             found.append(Round(f"leaks {number}", {"seed": seed + number, **leak}))
-        return found if quick else [*found, Round("real model", {"seed": seed, "real": True})]
+        return found
 
     def run(self, one: Round, folder: Path) -> Finding:
-        real = one.arguments.get("real", False)
-        budget = "[memory]\nbudget = '1000MiB'\n" if real else UNCAPPED
-        quiet = Home(folder / "quiet", slots=2 if real else 6)
-        tight = Home(folder / "tight", slots=3, watchdog=True, settings=budget)
+        quiet = Home(folder / "quiet", slots=6)
+        tight = Home(folder / "tight", slots=3, watchdog=True, settings=UNCAPPED)
         try:
-            return self._compare(quiet, tight, REAL if real else _leaky(**one.arguments), one.arguments["seed"])
+            return self._compare(quiet, tight, _leaky(**one.arguments), one.arguments["seed"])
         finally:
             quiet.end()
             tight.end()
 
     def _compare(self, quiet: Home, tight: Home, grid: dict[str, Any], seed: int) -> Finding:
         for home in (quiet, tight):
-            if grid is REAL:
-                store = Paths.of(REPOSITORY).ensure()
-                ensure_model(store, MODEL, "float32")
-                home.paths.models.rmdir()
-                home.paths.models.symlink_to(store.models)
             (home.paths.home / "night.yaml").write_text(yaml.safe_dump({"name": "night", "seed": seed, **grid}))
         quiet("submit", str(quiet.paths.home / "night.yaml"))
         quiet.start()

@@ -11,7 +11,7 @@ from overnight import private
 from overnight.errors import ConfigError
 
 SECRETS = "secrets.env"
-"""Of one home: a checkout's is not handed on to others."""
+"""Of one home: a checkout's is not handed on to others, nor is any name with this in it (an editor's copy)."""
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -130,6 +130,11 @@ class Paths:
     def results(self) -> Path:
         return self.var / "results"
 
+    @property
+    def restoring(self) -> Path:
+        """There while results were restored whose queue is not: a mark of a restore that goes on, or was killed."""
+        return self.results / ".restoring"
+
     def grid_results(self, grid: str) -> Path:
         return self.results / grid
 
@@ -167,6 +172,8 @@ class Paths:
 
 def _copy_missing(source: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
-    for file in sorted(source.iterdir()):
-        if file.name != SECRETS and file.is_file() and not (target / file.name).exists():
+    files = [file for file in sorted(source.iterdir()) if file.is_file()]
+    secret = [file for file in files if SECRETS in file.name]
+    for file in files:
+        if not (target / file.name).exists() and not any(file.samefile(each) for each in secret):
             shutil.copyfile(file, target / file.name)

@@ -19,6 +19,10 @@ UMASK = "OVERNIGHT_UMASK"
 _OTHERS = 0o077
 
 
+class SomebodyElses(ConfigError):
+    """A folder of the home belongs to another user."""
+
+
 def tighten_umask() -> None:
     """For the start of a process. What it was is kept for commands, unless whoever started us has done so already."""
     before = os.umask(_OTHERS)
@@ -28,18 +32,23 @@ def tighten_umask() -> None:
 
 def make_folder(folder: Path) -> None:
     """Have a folder of our own that nobody else may enter, also where it was there before (git makes var/ with the
-    user's umask). Raises ConfigError when it is somebody else's, OSError."""
+    user's umask). Raises SomebodyElses, OSError."""
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.stat()
     if found.st_uid != os.geteuid() and not _taken_over(folder):
-        raise ConfigError(
-            f"{folder}: it belongs to {_name(found.st_uid)}, and this is run by {_name(os.geteuid())}; run it as the "
-            "former, give the folder away (chown -R), or choose another home with --home DIR"
+        raise SomebodyElses(
+            f"{folder}: it belongs to {_name(found.st_uid)}, and this is run by {_name(os.geteuid())}: what is made "
+            f"here now would be closed to the former; run it as that user (sudo -u '#{found.st_uid}' overnight ...), "
+            f"have root give the folder away (chown -R {os.geteuid()} {folder}), or choose another home with --home DIR"
         )
     if found.st_mode & _OTHERS and _shut(folder, found):
         for entry in os.scandir(folder):
+            try:
+                of = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # what a daemon has in var/run comes and goes
             # A file of several names may be somebody's who has linked it here.
-            if entry.is_file(follow_symlinks=False) and (of := entry.stat(follow_symlinks=False)).st_nlink == 1:
+            if stat.S_ISREG(of.st_mode) and of.st_nlink == 1:
                 _shut(Path(entry.path), of)
 
 

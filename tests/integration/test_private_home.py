@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from helpers.home import Home, environment
 from helpers.waiting import until
+from overnight.queue.store import Queue
 
 OF_THE_COMMAND = {"result.user.json"}
 """Written by the command itself, under the umask of its user."""
@@ -65,3 +67,37 @@ def test_somebody_elses_home_is_refused_by_every_command(home: Home) -> None:
         said = home(*command, code=2).stderr
         assert said.startswith(f"overnight: {home.paths.var}: it belongs to ")
         assert said.count("\n") == 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("works", [False, True], ids=["closed", "in use"])
+def test_root_may_look_at_somebody_elses_home_and_leaves_it_as_it_is(home: Home, works: bool) -> None:
+    home.submit(options={"delay_s": 0})
+    home.start()
+    home.wait_done()
+    assert home.stop() == 0
+    paths = home.paths
+    for path in [paths.home, *paths.home.rglob("*")]:
+        os.lchown(path, 65534, 65534)
+    paths.var.chmod(0o750)
+
+    def owners() -> dict[str, tuple[int, int, int]]:
+        found = {path: path.lstat() for path in [paths.home, *sorted(paths.home.rglob("*"))]}
+        return {str(path): (seen.st_uid, seen.st_gid, seen.st_mode) for path, seen in found.items()}
+
+    key = "baseline_script_run1"
+    with Queue.open(paths.queue) if works else nullcontext():
+        before = owners()
+        assert {owner[:2] for owner in before.values()} == {(65534, 65534)}, "SQLite's log, too"
+        for command in (
+            *(["status"], ["status", "--json"], ["cells"], ["show", key], ["tail", key], ["tail", "-f", key]),
+            *(["verify"], ["verify", "--deep"], ["models", "list"], ["doctor"]),
+        ):
+            # That var/ is open to others, --deep and doctor do tell.
+            done = home(*command, code=None)
+            assert done.returncode == 0 or command[-1] in ("--deep", "doctor"), done.stderr
+            assert "it belongs to" not in done.stderr
+            assert owners() == before, command
+        for command in (["status", "--write-grid-state", "night"], ["cancel", key], ["up"], ["daemon"], ["repair"]):
+            assert "it belongs to nobody (uid 65534), and this is run by root" in home(*command, code=2).stderr
+            assert owners() == before, command

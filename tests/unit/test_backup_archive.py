@@ -6,6 +6,7 @@ import io
 import random
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,6 +128,33 @@ def test_a_newer_schema_or_format_is_refused(tmp_path: Path, whole: bytes) -> No
     assert "its schema is 999" in refused(with_about(b'{"v": 1, "schema": 999}'), tmp_path / "r")
     assert "its format is 2" in refused(with_about(b'{"v": 2}'), tmp_path / "r")
     assert "its schema is None" in refused(with_about(b'{"v": 1}'), tmp_path / "r")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cells": None},
+        {"cells": {"done": "many"}},
+        {"cells": ...},
+        {"models": ...},
+        {"models": [{}]},
+        {"models": ["m"]},
+        {"models": [{"name": 1}]},
+        {"models_included": "no"},
+        {"grids": -1},
+        {"made_at": "a\nb"},
+    ],
+)
+def test_an_archive_that_does_not_say_what_it_should(tmp_path: Path, worked: Paths, change: dict[str, Any]) -> None:
+    """With sums that are right: what is printed of it later has to be there."""
+    about = {"v": 1, "schema": 1, "made_at": "then", "grids": 1, "cells": {"done": 2}, "models": []}
+    merged = {**about, "models_included": False, **change}
+    told = {name: value for name, value in merged.items() if value is not ...}
+    writer = Writer()
+    out = [*writer.json(layout.ABOUT, told, 0.0)]
+    queue = worked.queue.read_bytes()
+    out += [*writer.file(layout.QUEUE, 0o600, 0.0, len(queue), [queue]), *writer.end({}, 0.0)]
+    assert "'overnight-backup/about.json' does not say what it should" in refused(b"".join(out), tmp_path / "r")
 
 
 def test_a_header_of_impossible_size(tmp_path: Path) -> None:

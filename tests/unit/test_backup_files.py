@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,13 @@ import pytest
 from helpers.worked_home import WorkedHome
 from overnight import durable
 from overnight.backup import create, files, restore
+from overnight.backup.layout import BadBackup
 from overnight.backup.reader import open_archive
+from overnight.dispatch.lock import DaemonLock
+from overnight.dispatch.recover import forget_half_written
 from overnight.errors import UserError
 from overnight.paths import Paths
+from overnight.queue.store import Queue
 
 
 @pytest.fixture(scope="module")
@@ -280,14 +285,75 @@ def test_a_home_that_has_something_to_lose(whole: bytes, tmp_path: Path) -> None
     paths.config.write_text("# mine\n")
     (paths.results / ".restoring").touch()  # and a restore that was killed just before the queue
     (paths.results / "night").mkdir()
+    (paths.results / "night" / "mine").write_text("of a night that came after it, whose queue was lost")
     (paths.home / ".overnight-restore-999999999").mkdir()
+    with pytest.raises(BadBackup):
+        restore.restore(io.BytesIO(whole[: len(whole) // 2]), paths)
+    assert (paths.results / "night" / "mine").exists(), "a bad archive has taken results away"
     found = restore.restore(io.BytesIO(whole), paths)
-    assert found.kept == [str(paths.etc / "overnight.toml.before-restore")]
+    aside = paths.var / "results.unfinished-restore"
+    assert found.kept == [str(paths.etc / "overnight.toml.before-restore"), str(aside)]
+    assert (aside / "night" / "mine").read_text().startswith("of a night")
     assert (paths.etc / "overnight.toml.before-restore").read_text() == "# mine\n"
+    assert not paths.restoring.exists()
     assert sorted(path.name for path in paths.results.iterdir()) == ["night"]
     assert not list(paths.home.glob(".overnight-restore-*"))
     with pytest.raises(UserError, match="is there already"):
         restore.restore(io.BytesIO(whole), paths)
+
+
+def test_a_mark_of_an_old_restore_goes_when_a_daemon_starts(worked: Paths, tmp_path: Path) -> None:
+    """Else results that came after it would pass for its leftovers."""
+    paths = Paths.of(tmp_path / "r").ensure()
+    paths.restoring.touch()
+    forget_half_written(paths)
+    assert paths.restoring.exists(), "without a queue it is still true"
+    shutil.copyfile(worked.queue, paths.queue)
+    forget_half_written(paths)
+    assert not paths.restoring.exists()
+
+
+def test_a_queue_without_a_cell_is_nothing_to_lose(whole: bytes, tmp_path: Path) -> None:
+    """Whoever looked at a new home, or started a daemon in it, has made one."""
+    paths = Paths.of(tmp_path / "r").ensure()
+    Queue.open(paths.queue).close()
+    with Queue.open(paths.queue), pytest.raises(UserError, match="which cannot be replaced"):
+        restore.restore(io.BytesIO(whole), paths)
+    assert not list(paths.results.iterdir())
+    restore.restore(io.BytesIO(whole), paths)
+    with Queue.open(paths.queue, check=True) as queue:
+        assert sum(1 for _ in queue.cells("night")) == 2
+    assert not list(paths.var.glob("queue.db?*"))
+
+
+def test_no_restore_beside_a_daemon(whole: bytes, tmp_path: Path) -> None:
+    paths = Paths.of(tmp_path / "r").ensure()
+    with DaemonLock(paths.lock), pytest.raises(UserError, match="another daemon runs"):
+        restore.restore(io.BytesIO(whole), paths)
+    assert not paths.queue.exists()
+
+
+def test_what_fails_half_way_is_taken_back(whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever rename or folder fails: the files of the home have their names again, and nothing is beside them."""
+    paths = Paths.of(tmp_path / "r").ensure()
+    paths.config.write_text("# mine\n")
+    paths.restoring.touch()
+    (paths.results / "mine").mkdir()
+
+    def listed() -> list[str]:
+        return sorted(str(path.relative_to(paths.home)) for path in paths.home.rglob("*"))
+
+    paths.lock.touch()
+    before, tries = listed(), 0
+    for said in every_call(lambda: restore.restore(io.BytesIO(whole), paths), monkeypatch, errno.EIO):
+        tries += 1
+        if paths.queue.exists():
+            assert "everything is in its place, but the disk did not confirm it" in said
+            break
+        assert said.endswith(f"{paths.home} was not restored")
+        assert listed() == before
+        assert paths.config.read_text() == "# mine\n"
+    assert tries > 40
 
 
 def test_files_that_the_queue_does_not_know_are_told(worked: Paths, tmp_path: Path) -> None:

@@ -58,6 +58,24 @@ def test_what_is_not_ours_alone_is_left_as_it_is(tmp_path: Path) -> None:
     assert (mode(var), mode(outside)) == (0o700, 0o644)
 
 
+def test_what_vanishes_while_it_is_shut_is_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As registrations and heartbeats of a daemon that works meanwhile."""
+    folder = tmp_path / "var"
+    folder.mkdir(mode=0o755)
+    for name in ("a", "b", "c"):
+        (folder / name).touch(0o644)
+    scandir = os.scandir
+
+    def late(path: Path) -> list[os.DirEntry[str]]:
+        entries = list(scandir(path))
+        (folder / "b").unlink(missing_ok=True)
+        return entries
+
+    monkeypatch.setattr(private.os, "scandir", late)
+    private.make_folder(folder)
+    assert [mode(folder / name) for name in ("a", "c")] == [0o600, 0o600]
+
+
 def test_a_link_to_a_folder_of_ours_will_do(tmp_path: Path) -> None:
     """A larger disk for the results."""
     large = tmp_path / "large"
@@ -80,8 +98,22 @@ def test_the_secrets_of_a_checkout_are_not_handed_on(tmp_path: Path, monkeypatch
     assert not paths.secrets.exists()
 
 
+def test_nor_is_an_editors_copy_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    etc = tmp_path / "checkout" / "etc"
+    etc.mkdir(parents=True)
+    (tmp_path / "checkout" / "grids").mkdir()
+    for name in ("overnight.toml", "secrets.env", "secrets.env~", ".secrets.env.swp", "#secrets.env#"):
+        (etc / name).write_text(name)
+    (etc / "hard").hardlink_to(etc / "secrets.env")
+    (etc / "soft").symlink_to("secrets.env")
+    (etc / ".#secrets.env").symlink_to("user@machine.1234")  # Emacs' lock
+    monkeypatch.setattr("overnight.paths.shipped", lambda: tmp_path / "checkout")
+    paths = Paths.of(tmp_path / "h").ensure()
+    assert [path.name for path in paths.etc.iterdir()] == ["overnight.toml"]
+
+
 def test_git_does_not_take_them(repository: Path) -> None:
-    assert "/etc/secrets.env" in (repository / ".gitignore").read_text().splitlines()
+    assert "/etc/*secrets.env*" in (repository / ".gitignore").read_text().splitlines()
 
 
 @pytest.mark.root
@@ -116,6 +148,8 @@ def test_somebody_elses_folder_is_refused_in_one_line(tmp_path: Path, name: str,
     said = str(caught.value)
     assert said.startswith(f"{folder}: it belongs to ")
     assert "uid 65534" in said
+    assert "sudo -u '#65534' overnight" in said
+    assert f"chown -R 0 {folder}" in said
     assert "--home DIR" in said
     assert said.isprintable()
 

@@ -4,6 +4,7 @@
 - A command under way writes its own files while they are copied. They are taken as they are, as a kill at that moment
   would leave them; how many changed meanwhile is said.
 - Links that stay in the folder of their cell are kept. Other links, sockets, pipes and devices are left out, by name.
+- `etc/secrets.env`, editors' copies of it, and other names of these files are left out, by name.
 - A file that vanishes is left out without a word; one that cannot be read is a fault of the backup.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,10 +52,12 @@ class Files:
 
     def __init__(self, home: Path, writer: Writer, told: Told) -> None:
         self._home, self._writer, self._told = home, writer, told
+        self._secret_inodes: frozenset[tuple[int, int]] = frozenset()
 
     def tree(self, name: str) -> Iterator[bytes]:
         """A folder and all below it; nothing where there is none. `name` itself may be a link to a folder."""
         open_folders: list[tuple[str, Iterator[str]]] = []
+        self._secret_inodes = frozenset(self._look_for_secrets())  # anew: they may have been written meanwhile
         yield from self._enter(name, open_folders)
         while open_folders:
             folder, entries = open_folders[-1]
@@ -82,12 +86,15 @@ class Files:
         return iter(sorted(path.name for path in (self._home / name).iterdir()))
 
     def _member(self, name: str, open_folders: list[tuple[str, Iterator[str]]]) -> Iterator[bytes]:
-        if name == layout.SECRETS:
-            self._told.leave_out(name, "it holds secrets: a backup goes where they shall not")
+        if layout.holds_secrets(name):
+            self._leave_secret_out(name)
             return
         try:
-            kind = self._stat(name).st_mode
-            if stat.S_ISDIR(kind):
+            found = self._stat(name)
+            kind = found.st_mode
+            if (found.st_dev, found.st_ino) in self._secret_inodes:
+                self._leave_secret_out(name)
+            elif stat.S_ISDIR(kind):
                 yield from self._enter(name, open_folders)
             elif stat.S_ISLNK(kind):
                 yield from self._link(name)
@@ -99,6 +106,21 @@ class Files:
             return
         except OSError as error:
             self._told.cannot_read(name, error)
+
+    def _look_for_secrets(self) -> Iterator[tuple[int, int]]:
+        """Which files hold secrets, whatever other names they have."""
+        try:
+            names = os.listdir(self._home / "etc")  # noqa: PTH208 - names alone
+        except OSError:
+            return  # told of when etc/ itself is copied
+        for name in names:
+            if layout.holds_secrets(f"etc/{name}"):
+                with suppress(OSError):
+                    found = (self._home / "etc" / name).stat()
+                    yield found.st_dev, found.st_ino
+
+    def _leave_secret_out(self, name: str) -> None:
+        self._told.leave_out(name, "it holds secrets: a backup goes where they shall not")
 
     def cell(self, grid: str, key: str) -> Iterator[bytes]:
         """What a cell has on disk now, in the place of what the archive holds of it already: an empty folder when it

@@ -16,6 +16,7 @@ from __future__ import annotations
 import posixpath
 
 from overnight.errors import UserError
+from overnight.paths import SECRETS
 
 VERSION = 1
 META = "overnight-backup/"
@@ -28,14 +29,16 @@ META_BYTES = 1 << 26
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 
-SECRETS = "etc/secrets.env"
-"""In no backup."""
-
 _ROOTS = ("etc", "grids", RESULTS, "var/models", "var/log")
 
 
 class BadBackup(UserError):
     """This file is no backup, or a damaged or a hostile one."""
+
+
+def holds_secrets(name: str) -> bool:
+    """In no backup: `etc/secrets.env`, and what editors leave beside it (`secrets.env~`, `.secrets.env.swp`, ...)."""
+    return name.startswith("etc/") and SECRETS in posixpath.basename(name)
 
 
 def sums_name(number: int) -> str:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from overnight import checked
 from overnight.backup import layout
 from overnight.backup.layout import BadBackup
 
@@ -236,3 +237,31 @@ def _object(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadBackup(f"damaged: {name!r} is no JSON object")
     return value
+
+
+def check_told(about: dict[str, Any], end: dict[str, Any]) -> None:
+    """What is read of the first and the last member afterwards is there and of its kind. Raises BadBackup."""
+    name = layout.ABOUT
+    try:
+        checked.whole(about["grids"])
+        checked.text(about["made_at"])
+        if not isinstance(about["cells"], dict) or type(about["models_included"]) is not bool:
+            raise ValueError("cells, models_included")
+        for count in about["cells"].values():
+            checked.whole(count)
+        _objects_with_names(about["models"])
+        name = layout.END
+        _texts(end.get("unread", []))
+    except (KeyError, ValueError) as error:
+        raise BadBackup(f"damaged: {name!r} does not say what it should ({error})") from None
+
+
+def _objects_with_names(values: Any) -> None:
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise ValueError("a list of objects is expected")
+    _texts([value["name"] for value in values])
+
+
+def _texts(values: Any) -> None:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError("texts are expected")

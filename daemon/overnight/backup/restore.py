@@ -2,8 +2,9 @@
 
     extract beside -> compare every sum -> look at the queue -> put everything in its place, the queue last
 
-A home without its queue is no restored home: whoever dies before that last step leaves something that the next restore
-takes away.
+A home without its queue is no restored home: what a restore left that died before that last step is put aside by the
+next one, never removed, since it might have become something else meanwhile. What fails is taken back. No daemon runs
+meanwhile: its lock is held.
 """
 
 from __future__ import annotations
@@ -19,19 +20,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from overnight import durable, procfs
-from overnight.backup import layout
+from overnight import durable, private, procfs
+from overnight.backup import install, layout
 from overnight.backup.layout import BadBackup
-from overnight.backup.reader import Member, Reader
+from overnight.backup.reader import Member, Reader, check_told
 from overnight.backup.truth import Sums, untrue
+from overnight.dispatch.lock import DaemonLock
 from overnight.errors import QueueError, UserError
 from overnight.paths import Paths
 from overnight.queue.migrate import LATEST
 from overnight.queue.probe import probe
 
 _STAGING = ".overnight-restore-"
-_UNFINISHED = ".restoring"
-"""In var/results from its appearance until the queue is there."""
 
 
 @dataclass
@@ -68,44 +68,49 @@ def check(stream: BinaryIO) -> Found:
 
 def restore(stream: BinaryIO, paths: Paths) -> Found:
     """Fill the home with what the archive holds. Raises UserError; then the home is as it was."""
-    made = not paths.home.exists()
+    made = [folder for folder in (paths.home, paths.var, paths.run) if not folder.exists()]
     try:
         durable.make_folders(paths.home)
-        _refuse(paths)
-        staging = paths.home / f"{_STAGING}{os.getpid()}"
-        durable.calls.mkdir(staging)
-        try:
-            found = _extract(stream, staging)
-            found.kept = list(_install(staging, paths))
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        for folder in (paths.var, paths.run):
+            private.make_folder(folder)
+        with DaemonLock(paths.lock):
+            return _restore(stream, paths)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise UserError(f"{where}{error.strerror}; {paths.home} was not restored") from None
     finally:
-        if made:
+        if made and not paths.queue.exists():
             with suppress(OSError):
-                paths.home.rmdir()  # only when it is empty
+                paths.lock.unlink(missing_ok=True)
+                for folder in reversed(made):
+                    folder.rmdir()  # only when it is empty
+
+
+def _restore(stream: BinaryIO, paths: Paths) -> Found:
+    _refuse(paths)
+    staging = paths.home / f"{_STAGING}{os.getpid()}"
+    durable.calls.mkdir(staging)
+    try:
+        found = _extract(stream, staging)
+        found.kept = install.install(staging / "home", paths)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
     return found
 
 
 def _refuse(paths: Paths) -> None:
-    """Raises UserError for a home that has something to lose; takes away what a killed restore left."""
-    if any(paths.queue.with_name(paths.queue.name + suffix).exists() for suffix in ("", "-wal")):
-        raise UserError(
-            f"{paths.queue}: is there already; a backup is restored into a home without a queue (--home DIR)"
-        )
+    """Raises UserError for a home that has something to lose; takes away what a killed restore was extracting."""
+    install.refuse_queue(paths.queue)
     for path in paths.home.glob(f"{_STAGING}*"):
         pid = re.fullmatch(rf"{re.escape(_STAGING)}(\d+)", path.name)
         if pid and procfs.start_ticks(int(pid[1])) is None:
             shutil.rmtree(path, ignore_errors=True)
-    if (paths.results / _UNFINISHED).exists():
-        shutil.rmtree(paths.results)
-    if paths.results.exists() and any(paths.results.iterdir()):
-        raise UserError(f"{paths.results}: holds results; a backup is restored into an empty home (--home DIR)")
     for folder in (paths.var, paths.results, paths.models):
         if folder.is_symlink() or (folder.exists() and folder.stat().st_dev != paths.home.stat().st_dev):
             raise UserError(f"{folder}: a link or another file system; restore into a plain home, then move it there")
+    unfinished = paths.restoring.exists()
+    if not unfinished and paths.results.exists() and any(paths.results.iterdir()):
+        raise UserError(f"{paths.results}: holds results; a backup is restored into an empty home (--home DIR)")
 
 
 def _extract(stream: BinaryIO, staging: Path) -> Found:
@@ -143,6 +148,7 @@ def _note(sums: Sums, member: Member, reader: Reader) -> None:
 
 def _finish(found: Found, reader: Reader, queue: Path, sums: Sums) -> None:
     found.about, found.end = reader.about, reader.end
+    check_told(found.about, found.end)
     try:
         if not probe(queue, check=True):
             raise BadBackup("holds no queue")
@@ -197,48 +203,3 @@ def _parents(home: Path, name: str) -> None:
         if not at.exists():
             durable.calls.mkdir(at)
             at.chmod(0o700)
-
-
-def _install(staging: Path, paths: Paths) -> Iterator[str]:
-    """Put everything in its place; gives the files of the home that were there and differ, under their new names."""
-    home = staging / "home"
-    for folder in (paths.var, paths.models, paths.log):
-        if not folder.is_dir():
-            durable.calls.mkdir(folder)
-            folder.chmod(0o700)
-    for name in ("etc", "grids", "var/log", "var/models"):
-        if (home / name).is_dir():
-            yield from _merge(home / name, paths.home / name)
-    results = home / layout.RESULTS
-    if not results.is_dir():
-        durable.calls.mkdir(results)
-    results.chmod(0o700)
-    durable.write_atomic(results / _UNFINISHED, b"")
-    durable.calls.replace(results, paths.results)  # over an empty folder, if there is one
-    durable.sync_folder(paths.var)
-    durable.calls.replace(home / layout.QUEUE, paths.queue)
-    durable.sync_folder(paths.var)
-    durable.calls.unlink(paths.results / _UNFINISHED)
-    durable.sync_folder(paths.results)
-
-
-def _merge(source: Path, target: Path) -> Iterator[str]:
-    if not target.is_dir():
-        durable.calls.mkdir(target)
-    for entry in sorted(source.iterdir()):
-        place = target / entry.name
-        if place.is_dir() and entry.is_dir():
-            if target.name == "models":
-                continue  # a model that is here already stays
-            yield from _merge(entry, place)
-            continue
-        if place.is_symlink() or place.exists():
-            if place.is_file() and place.read_bytes() == entry.read_bytes():
-                continue
-            number, beside = 1, place.with_name(f"{place.name}.before-restore")
-            while beside.exists():
-                number, beside = number + 1, place.with_name(f"{place.name}.before-restore-{number + 1}")
-            durable.calls.replace(place, beside)
-            yield str(beside)
-        durable.calls.replace(entry, place)
-    durable.sync_folder(target)

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    paths = common.home(args)
+    paths = common.home(args, looks=True)
     with common.open_queue(paths) as queue:
         if args.grid:
             queue.grid(args.grid)

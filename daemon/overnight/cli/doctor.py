@@ -23,7 +23,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    rows = examine(common.home(args))
+    rows = examine(common.home(args, looks=True))
     if args.json:
         common.print_json([asdict(row) for row in rows])
     else:

@@ -24,7 +24,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    paths = common.home(args)
+    paths = common.home(args, looks=args.action == "list")
     if args.action == "add":
         found = ensure_model(paths, args.source, args.dtype, name=args.name)
         print(f"{found} ({args.dtype}) is in {paths.models}")

@@ -38,9 +38,10 @@ def run(args: argparse.Namespace) -> int:
         print("the backup is whole" + (", but see above" if found.untrue else ""))
         return 1 if found.untrue else 0
     for name in found.kept:
-        print(f"what was there and differs is now {name}")
+        print(text.harmless(f"what was in the way is now {name}", newlines=False))
     if missing := [model["name"] for model in found.about["models"] if not found.about["models_included"]]:
-        print(f"models are not in it: add again what is still needed (overnight models add): {', '.join(missing)}")
+        names = text.harmless(", ".join(missing), newlines=False)
+        print(f"models are not in it: add again what is still needed (overnight models add): {names}")
     print(f"restored to {paths.home}; `overnight --home {paths.home} up` goes on")
     return 0
 

@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    paths = common.home(args)
+    paths = common.home(args, looks=not args.write_grid_state)
     with common.open_queue(paths) as queue:
         if args.write_grid_state:
             write_grid_state(paths, queue, queue.grid(args.write_grid_state), {})

@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    paths = common.home(args)
+    paths = common.home(args, looks=True)
     with common.open_queue(paths) as queue:
         row = common.select_cells(queue, [args.cell], args.grid)[0]
         is_command = queue.cell_spec(row.id)["kind"] == "command"

@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    paths = common.home(args)
+    paths = common.home(args, looks=True)
     if args.deep:
         return _deep(paths, args)
     found: list[dict[str, Any]] = []

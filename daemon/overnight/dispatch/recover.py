@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from overnight import procfs
@@ -50,7 +51,12 @@ def recover(
 
 def forget_half_written(paths: Paths) -> None:
     """Remove what a daemon that was killed had not renamed yet: daemon.json, and the state of its grids, which may be
-    large. Not that of a process which lives: `overnight status --write-grid-state` may be writing beside us."""
+    large. Not that of a process which lives: `overnight status --write-grid-state` may be writing beside us.
+
+    With a queue there is no unfinished restore: its mark goes, too, before results get in that no backup holds."""
+    if paths.queue.exists():
+        with suppress(OSError):
+            paths.restoring.unlink(missing_ok=True)
     for path in (*paths.run.glob(".daemon.json.*.tmp"), *paths.results.glob("*/.grid_state.json.*.tmp")):
         pid = path.name.split(".")[-2]
         if pid.isdecimal() and procfs.start_ticks(int(pid)) is None:

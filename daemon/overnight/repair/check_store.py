@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from overnight.durable import canonical
 from overnight.engines import model_store
 from overnight.errors import ModelError
 from overnight.repair.finding import Finding
@@ -44,8 +43,7 @@ def _of_model(folder: Path) -> Iterator[tuple[str, str]]:
             hashes[name] = found
             if (size, found) != (facts["bytes"], facts["sha256"]):
                 yield f"{name} is not what was added", again
-        fingerprint = hashlib.sha256(canonical(hashes).encode()).hexdigest()
-        if fingerprint != manifest.fingerprint:
+        if model_store.fingerprint(hashes) != manifest.fingerprint:
             yield "its files do not have its fingerprint", again
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder).as_posix()

@@ -7,7 +7,7 @@ from typing import Any
 
 from overnight.durable import canonical
 from overnight.errors import QueueError
-from overnight.queue import gate
+from overnight.queue import audit, gate
 from overnight.queue.base import Base
 from overnight.queue.rows import CellRow
 from overnight.queue.states import Status
@@ -44,6 +44,11 @@ class Mending(Base):
             columns = {"seed": seed, "coords": canonical(coords)}
             gate.amend(db, _unchanged(db, cell), now=self._clock(), kind=REPAIRED, columns=columns)
 
+    def contradictions(self) -> list[str]:
+        """What a daemon would refuse the queue for, one sentence each. Reads every row."""
+        with self._db.read() as db:
+            return list(audit.of_rows(db))
+
 
 def _unchanged(db: sqlite3.Connection, cell: CellRow) -> CellRow:
     before = gate.existing(db, cell.id)
@@ -53,14 +58,18 @@ def _unchanged(db: sqlite3.Connection, cell: CellRow) -> CellRow:
 
 
 def _turned(db: sqlite3.Connection, cell: CellRow, turns: int, output_tokens: int) -> dict[str, Any]:
-    """Columns of the cell. The attempt that made its last known turn told the same figures, and they stay alike."""
+    """Columns of the cell. The attempt that made its last known turn told the same figures, and they stay alike.
+
+    Where no attempt told any (each met a damaged transcript first) the cell has none either, however many turns are on
+    disk: it learns of them when it goes on. Anything else would contradict the attempts (`queue.audit`)."""
     figures = {"turns": turns, "output_tokens": output_tokens}
     for name, figure in figures.items():
-        db.execute(
+        told = db.execute(
             f"UPDATE attempts SET {name} = ? WHERE id = (SELECT id FROM attempts WHERE cell_id = ? AND generation = ?"  # noqa: S608 - literals
-            f" AND {name} IS NOT NULL ORDER BY number DESC LIMIT 1)",
+            f" AND {name} IS NOT NULL ORDER BY number DESC LIMIT 1) RETURNING id",
             (figure, cell.id, cell.generation),
-        )
+        ).fetchall()
+        figures[name] = figure if told else 0
     return figures
 
 

@@ -4,6 +4,7 @@
     look:   the queue (a damaged one is made anew, beside) -> the cells -> what is left over
     copy:   the queue and every file that a step names, and the plan as report.json
     change: the queue's file -> cells and files -> modes
+    look:   does the queue contradict itself now?
 
 Whoever ends it before the last copy is on disk has changed nothing; whoever ends it later finds the rest of it still to
 be found, and runs it again.
@@ -267,6 +268,11 @@ class _Repair:
         for step in acting:
             assert step.act is not None  # noqa: S101 - the caller has looked
             step.act(tools)
+        if opened:  # a new file alone was checked before it took its place
+            self._found.steps.extend(
+                Step("queue", "queue.db", what, todo="`overnight repair` again makes a new one of its rows")
+                for what in opened[0].contradictions()
+            )
 
     def _report(self, state: str) -> dict[str, Any]:
         return {

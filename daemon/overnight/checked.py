@@ -18,6 +18,9 @@ MOST = 2**63 - 1
 
 SMALL_BYTES = 2**20
 
+PATH_MOST = 4096
+"""The kernel's PATH_MAX."""
+
 
 def read_small(path: Path, most_bytes: int = SMALL_BYTES) -> bytes:
     """All of a small regular file. Raises OSError, for a larger one and for a pipe or a device too: what cannot be what
@@ -73,4 +76,13 @@ def text(value: Any, most: int = 1000) -> str:
     """A printable text of one line."""
     if not isinstance(value, str) or len(value) > most or not value.isprintable():
         raise ValueError(f"a text of one line and at most {most} characters is expected")
+    return value
+
+
+def path(value: Any, most: int = PATH_MOST) -> str:
+    """What a file or folder can be called: nearly everything, bytes that are no UTF-8 too (as `os.fsdecode` has them).
+    So it is escaped wherever it is shown."""
+    if not isinstance(value, str) or len(value) > most or "\0" in value:
+        raise ValueError(f"a path of at most {most} characters is expected")
+    value.encode("utf-8", "surrogateescape")  # other halves of characters than those of `os.fsdecode` name no file
     return value

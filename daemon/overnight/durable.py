@@ -29,6 +29,10 @@ _LASTING = (
 
 _LONGEST_NAME_BYTES = 200
 
+ODD_NAMES = "backslashreplace"
+"""How JSON is encoded that may hold names of files which are no UTF-8: what stands for a byte of one becomes JSON's own
+escape (\\udcff), which every reader turns back. All other text is as without it."""
+
 
 class DiskFailed(CellError):
     """The disk refused a write or a sync for another reason than being full."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -50,6 +51,14 @@ def test_a_folder_is_kept_in_the_wanted_dtype(tmp_path: Path, dtype: str) -> Non
     before, after = (transformers.AutoTokenizer.from_pretrained(str(folder)) for folder in (source, manifest.folder))
     assert before.encode(SAMPLE) == after.encode(SAMPLE)
     assert before.chat_template == after.chat_template
+
+
+def test_a_folder_whose_name_is_no_utf8_gives_the_same_model(tmp_path: Path) -> None:
+    plain = tiny_models.make(tmp_path / "tiny", "smollm2")
+    odd = shutil.copytree(plain, tmp_path / os.fsdecode(b"caf\xe9"))
+    manifest = model_store.ensure(tmp_path / "store", str(odd), "float32")
+    assert manifest.source == str(odd)
+    assert manifest.fingerprint == model_store.add(tmp_path / "again", str(plain)).fingerprint
 
 
 def test_adding_the_same_again_gives_the_same_fingerprint(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from helpers.queue_cells import used_queue
 from overnight.cli.main import main
 from overnight.errors import QueueError
 from overnight.paths import Paths
+from overnight.queue import audit, probe
 from overnight.queue.store import Queue
 
 
@@ -92,3 +93,16 @@ def test_text_that_is_no_utf8_is_one_line(paths: Paths) -> None:
         with pytest.raises(QueueError, match="damaged"), Queue.open(paths.queue, check=check) as queue:
             for cell in queue.cells():
                 queue.cell_spec(cell.id)
+
+
+def test_a_large_queue_is_not_looked_through_after_an_error(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it is opened: a daemon that read gigabytes would be silent for so long that it is restarted."""
+    change(paths.queue, "UPDATE grid_counts SET status = 'dome' WHERE status = 'done' AND grid_id = 1")
+    with Queue.open(paths.queue) as queue:
+        monkeypatch.setattr(probe, "CHECK_LIMIT_BYTES", paths.queue.stat().st_size)
+        with pytest.raises(QueueError, match="a status that there is not"):
+            queue.counts()
+        monkeypatch.setattr(probe, "CHECK_LIMIT_BYTES", paths.queue.stat().st_size - 1)
+        monkeypatch.setattr(audit, "contradictions", lambda db: pytest.fail("looked through"))
+        with pytest.raises(QueueError, match="ValueError: 'dome' is not a valid Status"):
+            queue.counts()

@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from overnight import durable, procfs
 from overnight.cells import idle_loop
 from overnight.cells import transcript as transcripts
 from overnight.cells.transcript import Transcript
-from overnight.cli import common
-from overnight.dispatch import records
+from overnight.cli import common, down
+from overnight.dispatch import leftovers, records
 from overnight.engines.scripted import ScriptedEngine
 from overnight.errors import QueueError
 from overnight.paths import Paths
@@ -118,3 +120,91 @@ def test_all_of_a_long_tail_is_kept_beside(tmp_path: Path) -> None:
     assert writer.cut == (tmp_path / "transcript.jsonl.cut-1", size + 3)
     kept = writer.cut[0].read_bytes()
     assert (len(kept), kept[-4:]) == (size + 3, b"\0end")
+
+
+_CELL = {
+    **{"grid": "g", "cell": "k", "cell_id": 1, "phase": "running", "pid": None, "turn": 1, "output_tokens": 1},
+    **{"bytes": 1, "claim_bytes": 1, "peak_bytes": 1, "seconds": 1.0, "new_turns": 1},
+}
+_SERVER = {"model": "scripted x float32", "pid": None, "state": "ready", "cells": 1, "load_s": 0.1, "bytes": 1}
+_LIMITS = dict.fromkeys(("claimed_bytes", "warm_bytes", "limit_bytes", "reserve_bytes", "most_bytes"), 2**30)
+_SHOWN = {"slots": 2, "holding": "slots", "stopping": False, "running": [_CELL], "warm": [_SERVER], "memory": _LIMITS}
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> Callable[..., tuple[Paths, dict[str, Any] | None]]:
+    """A home beside a daemon that this process plays, and what is read of its daemon.json."""
+    paths = Paths.of(tmp_path / "h").ensure()
+    Queue.open(paths.queue).close()
+
+    def say(**changes: Any) -> tuple[Paths, dict[str, Any] | None]:
+        state = {"v": 1, "boot_id": procfs.boot_id(), "pid": os.getpid(), "monotonic_s": time.monotonic()}
+        state |= {"start_ticks": procfs.start_ticks(os.getpid()), **_SHOWN, **changes}
+        paths.daemon_state.write_bytes(records.sealed({name: v for name, v in state.items() if v is not ...}))
+        return paths, common.daemon_state(paths)
+
+    return say
+
+
+@pytest.mark.parametrize(
+    "folder", ["夜\u3000m", "my\u00a0model", "a\u200cb\u200dc", os.fsdecode(b"caf\xe9"), "two\nlines"], ids=ascii
+)
+def test_a_daemon_lives_whatever_its_models_folder_is_called(
+    beside: Callable[..., tuple[Paths, dict[str, Any] | None]], folder: str
+) -> None:
+    server = {**_SERVER, "model": f"transformers /models/{folder} float32"}
+    paths, state = beside(warm=[server])
+    assert state is not None
+    assert state["warm"] == [server]
+    code, shown, complaint = said("--home", str(paths.home), "status", "--json")
+    assert (code, complaint) == (0, "")
+    assert json.loads(shown)["warm"][0]["model"] == server["model"]
+    code, shown, complaint = said("--home", str(paths.home), "status")
+    assert (code, complaint) == (0, "")
+    shown.encode()
+    assert shown.splitlines()[-1].startswith("transformers /models/")
+
+
+@pytest.mark.parametrize(
+    ("what", "bad", "instead"),
+    [
+        ("running", [_CELL, {**_CELL, "phase": "a\u202eb"}, {**_CELL, "turn": []}, 7, {}], [_CELL]),
+        ("warm", [{**_SERVER, "model": "\0"}, {**_SERVER, "bytes": "1"}, _SERVER, None], [_SERVER]),
+        ("running", "ab", []),
+        ("warm", ..., []),
+        ("slots", "x", 1),
+        ("holding", "a\x1b[31mb", ""),
+        ("stopping", 1, False),
+        ("memory", {}, None),
+        ("memory", {**_LIMITS, "others_bytes": "x"}, None),
+    ],
+    ids=lambda value: ascii(value)[:20],
+)
+def test_what_cannot_be_shown_of_a_daemon_is_left_out_and_it_lives(
+    beside: Callable[..., tuple[Paths, dict[str, Any] | None]], what: str, bad: Any, instead: Any
+) -> None:
+    paths, state = beside(**{what: bad})
+    assert state is not None
+    assert {name: state[name] for name in _SHOWN} == {**_SHOWN, what: instead}
+    code, shown, complaint = said("--home", str(paths.home), "status")
+    assert (code, complaint) == (0, "")
+    assert f"daemon    running, pid {os.getpid()}" in shown
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pid": 2**22 - 1}, {"pid": "1"}, {"start_ticks": 1}, {"boot_id": "another"}, {"monotonic_s": ...}],
+    ids=str,
+)
+def test_who_it_is_and_when_tells_whether_a_daemon_lives(
+    beside: Callable[..., tuple[Paths, dict[str, Any] | None]], changes: dict[str, Any]
+) -> None:
+    assert beside(**changes)[1] is None
+
+
+def test_commands_of_a_daemon_with_an_odd_row_are_not_swept_away(
+    beside: Callable[..., tuple[Paths, dict[str, Any] | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _ = beside(running=[{**_CELL, "phase": "\u3000"}], warm=[{**_SERVER, "state": "\u200c"}])
+    monkeypatch.setattr(leftovers, "find", lambda token: pytest.fail("swept"))
+    assert down._sweep(paths) == ""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from overnight import checked, durable, procfs
+from overnight import checked, durable, private, procfs
 from overnight.cli import heartbeat, text
 from overnight.dispatch import records
 from overnight.errors import QueueError, UserError
@@ -17,9 +18,18 @@ from overnight.paths import Paths
 from overnight.queue.store import CellRow, Queue
 
 
-def home(args: argparse.Namespace) -> Paths:
-    """The installation that this command is about, made on first use."""
-    return Paths.of(args.home).ensure()
+def home(args: argparse.Namespace, *, looks: bool = False) -> Paths:
+    """The installation that this command is about, made on first use.
+
+    looks: it makes no file there, so that root may use it on anybody's home, which stays as it is. (SQLite gives its
+    log to the owner of the queue.) Raises ConfigError."""
+    paths = Paths.of(args.home)
+    try:
+        return paths.ensure()
+    except private.SomebodyElses:
+        if looks and os.geteuid() == 0 and paths.queue.exists():
+            return paths
+        raise
 
 
 def open_queue(paths: Paths, *, check: bool = False) -> Queue:
@@ -36,8 +46,7 @@ def daemon_state(paths: Paths) -> dict[str, Any] | None:
             return None
         heartbeat.check(state)
         if state["boot_id"] == procfs.boot_id() and procfs.alive(state["pid"], state["start_ticks"]):
-            state["age_s"] = time.monotonic() - state["monotonic_s"]
-            return state
+            return {**state, **heartbeat.shown(state), "age_s": time.monotonic() - state["monotonic_s"]}
     except (OSError, ValueError, KeyError):
         pass
     return None

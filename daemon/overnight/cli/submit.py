@@ -186,7 +186,10 @@ def ensure_model(paths: Paths, source: str, dtype: str, *, name: str | None = No
         return str(found.name)
     command = [sys.executable, "-m", "overnight.engines.model_store", "add", str(paths.models), source]
     command += ["--dtype", dtype, *(["--name", name] if name else [])]
-    adding = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Libraries may say a file's name as its very bytes, which need be no text.
+    adding = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="backslashreplace"
+    )
     try:
         said, complaint = adding.communicate(timeout=_QUICK_S)
     except subprocess.TimeoutExpired:

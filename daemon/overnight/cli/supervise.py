@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePath
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
@@ -170,7 +171,7 @@ def remind(supervisord: int) -> None:
         return
     try:
         children = psutil.Process(supervisord).children()
-        daemons = [each for each in children if each.cmdline()[-1:] == ["daemon"]]
+        daemons = [each for each in children if _runs_daemon(each.cmdline())]
         for each in daemons or children:  # the watchdog comes last, since it watches until the last cell has left
             if (handle := Handle.open(each.pid)) is not None:
                 if procfs.parent(each.pid) == supervisord:
@@ -178,6 +179,19 @@ def remind(supervisord: int) -> None:
                 handle.close()
     except psutil.Error:
         pass  # somebody has just ended: the next reminder finds who is left
+
+
+def _runs_daemon(words: Sequence[str]) -> bool:
+    """Is this `overnight [--home DIR] daemon ...`, whichever interpreter runs it? Not the watchdog, nor another program
+    of supervisord's, even if a word of theirs or the home is called so."""
+    at = next((i for i, word in enumerate(words) if PurePath(word).name == "overnight"), len(words))
+    options = iter(words[at + 1 :])
+    for word in options:
+        if word == "--home":
+            next(options, None)
+        elif not word.startswith("-"):
+            return word == "daemon"
+    return False
 
 
 def recorded_pid(paths: Paths) -> int | None:

@@ -323,8 +323,7 @@ class Dispatcher:
             "running": [attempt.summary() for attempt in self.crew.attempts.values()],
         }
         try:
-            state["checksum"] = records.checksum(state)
-            durable.write_atomic(self.paths.daemon_state, durable.canonical(state).encode(), durable=False)
+            durable.write_atomic(self.paths.daemon_state, records.sealed(state), durable=False)
             self._refresh(now)
         except OSError:
             pass  # a full disk: what is shown grows old, what is done goes on

@@ -192,7 +192,8 @@ def _read(folder: Path, _stamp: int) -> _Held | None:
     try:
         manifest = checked.json_object(checked.read_small(folder / MANIFEST))
         config = checked.json_object(checked.read_small(folder / "config.json"))
-        name, source, dtype = (checked.text(manifest[each]) for each in ("name", "source", "dtype"))
+        name, dtype = (checked.text(manifest[each]) for each in ("name", "dtype"))
+        source = checked.path(manifest["source"])
         return _Held(name, source, dtype, checked.whole(manifest["bytes"]), shape(config))
     except (OSError, ValueError, KeyError):
         return None  # a damaged model is refused by whoever loads it, with a sentence

@@ -15,12 +15,17 @@ from overnight import durable, procfs
 def checksum(record: dict[str, Any]) -> str:
     """crc32 of the canonical JSON without the field `checksum`, as 8 hex digits."""
     bare = {name: value for name, value in record.items() if name != "checksum"}
-    return f"{zlib.crc32(durable.canonical(bare).encode()):08x}"
+    return f"{zlib.crc32(durable.canonical(bare).encode(errors=durable.ODD_NAMES)):08x}"
+
+
+def sealed(record: dict[str, Any]) -> bytes:
+    """`record` with its checksum, as JSON."""
+    return durable.canonical(record | {"checksum": checksum(record)}).encode(errors=durable.ODD_NAMES)
 
 
 def block(record: dict[str, Any], size_bytes: int) -> bytes:
     """`record` with its checksum as one block: JSON, blanks, a newline at the end. Raises ValueError when too long."""
-    data = durable.canonical(record | {"checksum": checksum(record)}).encode()
+    data = sealed(record)
     if len(data) >= size_bytes:
         raise ValueError(f"a record of {len(data)} bytes does not fit into {size_bytes}")
     return data.ljust(size_bytes - 1) + b"\n"

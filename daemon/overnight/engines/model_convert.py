@@ -5,8 +5,11 @@ Run this in a process that ends: it imports torch and transformers and holds a w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +45,13 @@ def convert(source: Path, target: Path, dtype: str, *, what: str) -> dict[str, s
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     file = {"gguf_file": source.name} if source.suffix == ".gguf" else {}
-    folder = str(source.parent if file else source)
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **file)
-        _check_template(tokenizer, what)
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), local_files_only=True, **file
-        )
+        with _in_utf8(source.parent if file else source) as folder:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **file)
+            _check_template(tokenizer, what)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), local_files_only=True, **file
+            )
         _forget_origin(model)
         model.save_pretrained(str(target))
         tokenizer.save_pretrained(str(target))
@@ -59,6 +62,20 @@ def convert(source: Path, target: Path, dtype: str, *, what: str) -> dict[str, s
         raise ModelError(f"{what} cannot be read by transformers: {first_line(error)}") from None
     _check_same(tokenizer, again, what)
     return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+@contextlib.contextmanager
+def _in_utf8(folder: Path) -> Iterator[str]:
+    """The folder by a name that is UTF-8, if need be through a link: the tokenizers library opens no other."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        with tempfile.TemporaryDirectory(prefix="overnight-") as place:
+            link = Path(place, "model")
+            link.symlink_to(folder)
+            yield str(link)
+    else:
+        yield str(folder)
 
 
 def _forget_origin(model: Any) -> None:

@@ -72,7 +72,7 @@ class Source:
             return ""
         files = [self.path] if self.path.is_file() else sorted(file for file in self.path.iterdir() if file.is_file())
         stats = [(file.name, (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
-        return hashlib.sha256(durable.canonical(stats).encode()).hexdigest()
+        return hashlib.sha256(durable.canonical(stats).encode(errors=durable.ODD_NAMES)).hexdigest()
 
     def params(self) -> int:
         """Number of parameters, from the headers of the files, or from the hub. Raises ModelError."""

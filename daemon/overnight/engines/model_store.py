@@ -138,7 +138,7 @@ def _describe(folder: Path, name: str, source: str, origin: str, dtype: str, ver
         source=source,
         origin=origin,
         dtype=dtype,
-        fingerprint=hashlib.sha256(durable.canonical(hashes).encode()).hexdigest(),
+        fingerprint=fingerprint(hashes),
         params=model_sizes.folder_params(folder),
         bytes=sum(file.stat().st_size for file in weights),
         files=files,
@@ -146,6 +146,11 @@ def _describe(folder: Path, name: str, source: str, origin: str, dtype: str, ver
         versions=versions,
         folder=folder,
     )
+
+
+def fingerprint(hashes: dict[str, str]) -> str:
+    """Of a model's files: name -> SHA-256."""
+    return hashlib.sha256(durable.canonical(hashes).encode(errors=durable.ODD_NAMES)).hexdigest()
 
 
 def locate(store: Path, source: str, dtype: str) -> Manifest | None:
@@ -173,7 +178,11 @@ def ensure(store: Path, source: str, dtype: str) -> Manifest:
     command += ["--dtype", dtype, "--parent", str(os.getpid())]
     here = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
-    ended = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    environment = {**os.environ, "PYTHONPATH": path}
+    # Libraries may say a file's name as its very bytes, which need be no text.
+    ended = subprocess.run(
+        command, capture_output=True, text=True, errors="backslashreplace", check=False, env=environment
+    )
     if ended.returncode != 0:
         said = ended.stderr.strip().splitlines() or ["it said nothing"]
         if ended.returncode == UserError.exit_code:
@@ -274,8 +283,9 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _sound(manifest: Manifest) -> Manifest:
     """What is shown of it, and reckoned with, is of the kind that it says. Raises ValueError."""
-    for name in ("name", "source", "origin", "dtype", "fingerprint", "created_at"):
+    for name in ("name", "origin", "dtype", "fingerprint", "created_at"):
         checked.text(getattr(manifest, name), 4096)
+    checked.path(manifest.source)
     for figure in (manifest.params, manifest.bytes):
         checked.whole(figure)
     return manifest
@@ -285,7 +295,7 @@ def _named_files(manifest: Manifest) -> dict[str, dict[str, Any]]:
     """Its files, none of them outside its folder. Raises ModelError."""
     try:
         for name, facts in manifest.files.items():
-            if not checked.text(name, 4096) or Path(name).is_absolute() or ".." in Path(name).parts:
+            if not checked.path(name) or Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError(name)
             checked.whole(facts["bytes"])
             checked.whole(facts["mtime_ns"], -checked.MOST)
@@ -296,7 +306,8 @@ def _named_files(manifest: Manifest) -> dict[str, dict[str, Any]]:
 
 
 def _manifest_bytes(manifest: Manifest) -> bytes:
-    return (json.dumps(manifest.to_json(), indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(manifest.to_json(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    return text.encode(errors=durable.ODD_NAMES)
 
 
 def _facts(file: Path) -> dict[str, Any]:

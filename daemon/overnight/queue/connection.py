@@ -24,7 +24,7 @@ from overnight import durable
 from overnight.queue import audit
 from overnight.queue.errors import QueueUnavailable, damage, primary_code, refusal, translated
 from overnight.queue.migrate import migrate
-from overnight.queue.probe import probe
+from overnight.queue.probe import probe, small_enough
 from overnight.queue.rows import DamagedRow
 
 _OLDEST_SQLITE = (3, 37, 0)
@@ -133,22 +133,28 @@ class Database:
             if primary_code(error) == sqlite3.SQLITE_IOERR:
                 self._retire()
             raised = translated(error, self.path)
-            if raised is error and (found := self._contradiction()) is not None:
+            if raised is error and (found := self._contradiction(error)) is not None:
                 raise damage(self.path, found) from error
             raise raised from error
         except DamagedRow as error:
             raise damage(self.path, error) from None
         except (TypeError, ValueError, LookupError, AssertionError) as error:
-            if (found := self._contradiction()) is not None:
+            if (found := self._contradiction(error)) is not None:
                 raise damage(self.path, found) from error
             raise
 
-    def _contradiction(self) -> str | None:
-        """After an error that a sound file never gives: is it the file's fault? If not, it is ours, and stays."""
+    def _contradiction(self, met: Exception) -> str | None:
+        """After an error that a sound file never gives: is it the file's fault? If not, it is ours, and stays.
+
+        A file too large to be looked through has the blame: its daemon would be silent meanwhile, and be restarted."""
         if self._connection is None or self._connection.in_transaction:
             return None
         try:
+            if not small_enough(self._file):
+                return f"see {type(met).__name__}: {met}; `overnight verify --deep` looks through all of it"
             return next(audit.contradictions(self._connection), None)
+        except OSError:
+            return None  # moved away meanwhile
         except (sqlite3.Error, ValueError) as error:
             return str(error)
 

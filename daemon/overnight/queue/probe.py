@@ -20,7 +20,7 @@ from overnight.queue.errors import MEND, primary_code, refusal, translated
 from overnight.queue.migrate import APPLICATION_ID, LATEST
 
 CHECK_LIMIT_BYTES = 64 << 20
-"""Larger files are not checked whole when they are opened: it would take seconds."""
+"""Larger files are not checked whole when they are opened, or met an error: it would take seconds."""
 
 _TABLES = {
     1: {"attempts", "cells", "events", "grid_counts", "grids", "migrations", "specs", "warms"},
@@ -32,6 +32,11 @@ _WAL_MAGIC = (0x377F0682, 0x377F0683)
 _WAL_HEADER_BYTES = 32
 _SMALLEST_BYTES = 512
 """One page of the smallest size. SQLite would take less for an empty database, and write over it."""
+
+
+def small_enough(path: Path) -> bool:
+    """Can all of it be looked through while somebody waits? Raises OSError."""
+    return path.stat().st_size <= CHECK_LIMIT_BYTES
 
 
 def probe(path: Path, *, check: bool = False) -> bool:
@@ -170,7 +175,7 @@ def _look(path: Path, *, immutable: bool, check: bool) -> None:
             pages, page_bytes = (int(connection.execute(f"PRAGMA page_{of}").fetchone()[0]) for of in ("count", "size"))
             if pages * page_bytes > (size := path.stat().st_size):
                 raise refusal(path, f"cut off ({size} bytes of {pages * page_bytes} are there)")
-        if check and path.stat().st_size <= CHECK_LIMIT_BYTES:
+        if check and small_enough(path):
             connection.execute("BEGIN")  # one view, whatever others write meanwhile
             if (contradiction := next(audit.contradictions(connection), None)) is not None:
                 raise refusal(path, f"damaged ({contradiction})")

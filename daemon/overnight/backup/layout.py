@@ -13,8 +13,11 @@ What comes again replaces what came before: the queue, and the folders of cells 
 
 from __future__ import annotations
 
+import hashlib
 import posixpath
+from typing import Any
 
+from overnight.durable import ODD_NAMES, canonical
 from overnight.errors import UserError
 from overnight.paths import SECRETS
 
@@ -39,6 +42,13 @@ class BadBackup(UserError):
 def holds_secrets(name: str) -> bool:
     """In no backup: `etc/secrets.env`, and what editors leave beside it (`secrets.env~`, `.secrets.env.swp`, ...)."""
     return name.startswith("etc/") and SECRETS in posixpath.basename(name)
+
+
+def end_sha256(end: dict[str, Any]) -> str:
+    """Of the last member, which no sums follow: SHA-256 of its canonical JSON without the field `sha256`."""
+    return hashlib.sha256(
+        canonical({name: end[name] for name in end if name != "sha256"}).encode(errors=ODD_NAMES)
+    ).hexdigest()
 
 
 def sums_name(number: int) -> str:

@@ -135,6 +135,8 @@ class Reader:
         told = (end.get("v"), end.get("members"), end.get("bytes"), end.get("sums"))
         if self._sums or told != (layout.VERSION, self.count, self.bytes, self._parts):
             raise BadBackup(f"damaged: it has {self.count} members, {self.bytes} bytes, not what its end says")
+        if end.get("sha256") != layout.end_sha256(end):
+            raise BadBackup(f"damaged: {layout.END!r} is not what was written")
         self.end = end
 
     def _nothing_more(self) -> None:

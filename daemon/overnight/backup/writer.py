@@ -53,6 +53,7 @@ class Writer:
         """The last sums, the last member, and the mark that tar ends with."""
         yield from self._write_sums()
         value = {"v": layout.VERSION, "members": self.members, "bytes": self.bytes, "sums": self._parts, **value}
+        value["sha256"] = layout.end_sha256(value)
         data = (json.dumps(value, indent=1) + "\n").encode()
         yield _header(layout.END, tarfile.REGTYPE, mtime_s=mtime_s, size=len(data))
         yield data

@@ -111,7 +111,7 @@ def test_refusals_are_one_line(home: Home, tmp_path: Path) -> None:
         (("backup", str(home.paths.results / "b.tar")), "inside of what is to be backed up"),
         (("restore", str(tmp_path / "missing.tar")), "No such file"),
         (("restore", "--check", str(home.paths.config)), "damaged or cut off"),
-        (("restore", "--check", str(tmp_path)), "Is a directory"),
+        (("restore", "--check", str(tmp_path)), "a folder; a file that"),
     ):
         done = home(*args, code=2)
         assert said in done.stderr, done.stderr

@@ -7,7 +7,9 @@ import io
 import os
 import shutil
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ from helpers.worked_home import WorkedHome
 from overnight import durable
 from overnight.backup import create, files, restore
 from overnight.backup.layout import BadBackup
-from overnight.backup.reader import open_archive
+from overnight.backup.reader import open_archive, unpacked
+from overnight.backup.truth import Sums
+from overnight.backup.writer import packed
 from overnight.dispatch.lock import DaemonLock
 from overnight.dispatch.recover import forget_half_written
 from overnight.errors import UserError
@@ -324,6 +328,61 @@ def test_a_queue_without_a_cell_is_nothing_to_lose(whole: bytes, tmp_path: Path)
     with Queue.open(paths.queue, check=True) as queue:
         assert sum(1 for _ in queue.cells("night")) == 2
     assert not list(paths.var.glob("queue.db?*"))
+
+
+def test_a_queue_that_was_made_meanwhile_is_not_replaced(
+    whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A submit was told that its cells are queued: they are."""
+    paths = Paths.of(tmp_path / "r").ensure()
+
+    class Submitting(durable.Calls):
+        def link(self, source: Path, target: Path) -> None:
+            monkeypatch.setattr(durable, "calls", durable.Calls())
+            Queue.open(paths.queue).close()
+            super().link(source, target)
+
+    monkeypatch.setattr(durable, "calls", Submitting())
+    with pytest.raises(UserError, match="was made while the backup was read"):
+        restore.restore(io.BytesIO(whole), paths)
+    assert not list(paths.results.iterdir())
+    with Queue.open(paths.queue, check=True) as queue:
+        assert queue.grids() == []
+
+
+def test_where_there_are_no_hard_links(whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Linkless(durable.Calls):
+        def link(self, source: Path, target: Path) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(durable, "calls", Linkless())
+    assert restore.restore(io.BytesIO(whole), Paths.of(tmp_path / "r")).untrue == []
+
+
+def test_no_room_for_the_sums_is_one_line(whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Sums, name: str, sha256: str) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Sums, "note", full)
+    with pytest.raises(UserError, match=r"r: database or disk is full; .*r was not restored"):
+        restore.restore(io.BytesIO(whole), Paths.of(tmp_path / "r"))
+    with pytest.raises(UserError, match=r"database or disk is full; the archive was not read .*TMPDIR=DIR"):
+        restore.check(io.BytesIO(whole))
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.xz"])
+def test_a_packed_archive_from_a_pipe(whole: bytes, suffix: str) -> None:
+    reading, writing = os.pipe()
+    data = b"".join(packed([whole], suffix))
+    with ThreadPoolExecutor(1) as pool, open(reading, "rb") as stream:  # noqa: PTH123 - a descriptor
+        feeding = pool.submit(lambda: Path(f"/dev/fd/{writing}").write_bytes(data))
+        feeding.add_done_callback(lambda _: os.close(writing))
+        assert restore.check(unpacked(stream)).untrue == []
+
+
+def test_a_folder_is_no_archive(tmp_path: Path) -> None:
+    with pytest.raises(BadBackup, match="a folder; a file that `overnight backup` made is expected"):
+        open_archive(tmp_path)
 
 
 def test_no_restore_beside_a_daemon(whole: bytes, tmp_path: Path) -> None:

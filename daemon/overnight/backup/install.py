@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -11,6 +12,9 @@ from overnight import durable
 from overnight.backup import layout
 from overnight.errors import UserError
 from overnight.paths import Paths
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What file systems say that know none. There the queue is renamed, which would replace one that was made meanwhile."""
 
 
 class _Moves:
@@ -48,14 +52,14 @@ def install(home: Path, paths: Paths) -> list[str]:
     moves = _Moves()
     kept: list[str] = []
     try:
-        with _no_queue(paths.queue):
+        with _no_queue(paths.queue) as held:
             for folder in (paths.var, paths.models, paths.log):
                 moves.folder(folder)
             for name in ("etc", "grids", "var/log", "var/models"):
                 if (home / name).is_dir():
                     kept += _merge(moves, home / name, paths.home / name)
             kept += _results(moves, home / layout.RESULTS, paths)
-            durable.calls.replace(home / layout.QUEUE, paths.queue)
+            _queue(home / layout.QUEUE, paths.queue, held=held)
     except BaseException:
         moves.take_back()
         raise
@@ -69,6 +73,21 @@ def install(home: Path, paths: Paths) -> list[str]:
             "look at the disk, then at the cells with `overnight verify --deep`"
         ) from None
     return kept
+
+
+def _queue(source: Path, queue: Path, *, held: bool) -> None:
+    """The last step. A queue that somebody made meanwhile, by a submit, is not replaced; held: the empty one is."""
+    if held:
+        durable.calls.replace(source, queue)
+        return
+    try:
+        durable.calls.link(source, queue)
+    except FileExistsError:
+        raise UserError(f"{queue}: was made while the backup was read; nothing was restored: try again") from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        durable.calls.replace(source, queue)
 
 
 def _results(moves: _Moves, results: Path, paths: Paths) -> Iterator[str]:
@@ -115,12 +134,13 @@ def _free(path: Path, why: str) -> Path:
 
 
 @contextmanager
-def _no_queue(queue: Path) -> Iterator[None]:
+def _no_queue(queue: Path) -> Iterator[bool]:
     """A queue that is there has to be empty. Nobody else may write to it meanwhile, and nothing of it stays beside.
+    Gives whether there is one.
 
     SQLite refuses later writes of whoever had it open: it sees that the file is another one now."""
     if not (queue.exists() or log(queue).exists()):
-        yield
+        yield False
         return
     try:
         with closing(sqlite3.connect(f"{queue.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None)) as db:
@@ -129,7 +149,7 @@ def _no_queue(queue: Path) -> Iterator[None]:
             db.execute("BEGIN EXCLUSIVE")
             if _holds_something(db):
                 raise _there(queue)
-            yield
+            yield True
     except sqlite3.Error as error:
         raise UserError(
             f"{queue}: there is an empty queue, which cannot be replaced ({error}); "

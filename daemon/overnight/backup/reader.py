@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import tarfile
@@ -157,15 +158,22 @@ def _unreadable() -> Iterator[None]:
 
 def open_archive(path: Path) -> BinaryIO:
     """The tar archive in a file, whatever its name. Raises BadBackup and OSError."""
+    if path.is_dir():
+        raise BadBackup("a folder; a file that `overnight backup` made is expected")
     raw = path.open("rb")
     try:
-        magic = raw.peek(2)[:2]
-        if magic == b"\x1f\x8b":
-            return cast("BinaryIO", gzip.open(raw))
-        return cast("BinaryIO", lzma.open(raw)) if magic == b"\xfd7" else raw
+        return unpacked(raw)
     except BaseException:
         raw.close()
         raise
+
+
+def unpacked(raw: io.BufferedReader) -> BinaryIO:
+    """The tar archive in a stream, packed or not. Raises OSError."""
+    magic = raw.peek(2)[:2]
+    if magic == b"\x1f\x8b":
+        return cast("BinaryIO", gzip.open(raw))
+    return cast("BinaryIO", lzma.open(raw)) if magic == b"\xfd7" else raw
 
 
 class _Forward:

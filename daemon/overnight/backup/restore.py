@@ -9,10 +9,12 @@ meanwhile: its lock is held.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -45,24 +47,35 @@ class Found:
 
 
 def check(stream: BinaryIO) -> Found:
-    """Read an archive through and compare everything that can be compared. Raises BadBackup."""
-    with tempfile.TemporaryDirectory(prefix="overnight-check-") as folder:
-        queue = Path(folder) / "queue.db"
-        found = Found()
-        reader, sums = Reader(stream), Sums(Path(folder) / "sums.db")
-        try:
-            for member, pieces in reader.members():
-                _schema(reader)
-                if member.name == layout.QUEUE:
-                    with queue.open("wb") as copy:
-                        copy.writelines(pieces)
-                else:
-                    for _ in pieces:
-                        pass
-                _note(sums, member, reader)
-            _finish(found, reader, queue, sums)
-        finally:
-            sums.close()
+    """Read an archive through and compare everything that can be compared. Raises BadBackup, UserError."""
+    place = Path(tempfile.gettempdir())
+    try:
+        with tempfile.TemporaryDirectory(prefix="overnight-check-", dir=place) as folder:
+            return _check(stream, Path(folder))
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(
+            f"{_said(error, place)}; the archive was not read to its end (its queue is looked at in {place}: "
+            "TMPDIR=DIR chooses another folder)"
+        ) from None
+
+
+def _check(stream: BinaryIO, folder: Path) -> Found:
+    queue = folder / "queue.db"
+    found = Found()
+    reader, sums = Reader(stream), Sums(folder / "sums.db")
+    try:
+        for member, pieces in reader.members():
+            _schema(reader)
+            if member.name == layout.QUEUE:
+                with queue.open("wb") as copy:
+                    copy.writelines(pieces)
+            else:
+                for _ in pieces:
+                    pass
+            _note(sums, member, reader)
+        _finish(found, reader, queue, sums)
+    finally:
+        sums.close()
     return found
 
 
@@ -75,15 +88,22 @@ def restore(stream: BinaryIO, paths: Paths) -> Found:
             private.make_folder(folder)
         with DaemonLock(paths.lock):
             return _restore(stream, paths)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise UserError(f"{where}{error.strerror}; {paths.home} was not restored") from None
+    except (OSError, sqlite3.Error) as error:
+        raise UserError(f"{_said(error, paths.home)}; {paths.home} was not restored") from None
     finally:
         if made and not paths.queue.exists():
             with suppress(OSError):
                 paths.lock.unlink(missing_ok=True)
                 for folder in reversed(made):
                     folder.rmdir()  # only when it is empty
+
+
+def _said(error: OSError | sqlite3.Error, folder: Path) -> str:
+    """What an error says, and where: no room, and what SQLite says, is of `folder`. Another may be the archive's."""
+    if isinstance(error, sqlite3.Error):
+        return f"{folder}: {error}"
+    where = error.filename or (folder if error.errno in (errno.ENOSPC, errno.EDQUOT) else None)
+    return f"{where}: {error.strerror}" if where else str(error.strerror)
 
 
 def _restore(stream: BinaryIO, paths: Paths) -> Found:

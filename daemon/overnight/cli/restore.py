@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from overnight.backup import restore
 from overnight.backup.layout import BadBackup
-from overnight.backup.reader import open_archive
+from overnight.backup.reader import open_archive, unpacked
 from overnight.cli import text
 from overnight.paths import Paths
 
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _opened(file: str) -> BinaryIO:
-    return sys.stdin.buffer if file == "-" else open_archive(Path(file))
+    return unpacked(cast("io.BufferedReader", sys.stdin.buffer)) if file == "-" else open_archive(Path(file))
 
 
 def _list(lead: str, sentences: list[str]) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from helpers.queue_fake_imports import FakeImports, own, refuse_imported
 from helpers.queue_fake_state import End, FakeStore, State, Template, as_json, new_cell
-from helpers.queue_fake_views import FakeViews
 from overnight.errors import QueueError
 from overnight.queue import specs
 from overnight.queue.rows import AttemptRow, CellRow, Claimed, Enqueued, GridRow, Peak, PeakRow
@@ -24,7 +24,7 @@ from overnight.queue.states import Outcome, Status
 _ENDED = (Status.CANCELLED, Status.DONE, Status.FAILED, Status.QUARANTINED)
 
 
-class FakeQueue(FakeViews):
+class FakeQueue(FakeImports):
     """One process's view of a store."""
 
     def __init__(self, store: FakeStore | None = None, clock: Callable[[], float] = time.time) -> None:
@@ -85,6 +85,7 @@ class FakeQueue(FakeViews):
     ) -> Enqueued:
         with self._write() as state:
             now = self._clock()
+            refuse_imported(state, name)
             grid = _submitted(state, name, spec, policy, now)
             known = {row.key: row.id for row in state.cells.values() if row.grid_id == grid.id}
             added = existing = changed = 0
@@ -273,7 +274,7 @@ class FakeQueue(FakeViews):
         chosen = list(cells)
         with self._write() as state:
             now = self._clock()
-            for cell in _each(state, chosen):
+            for cell in own(state, chosen):
                 if cell.status is Status.PENDING:
                     nothing: dict[str, Any] = {"not_before": 0.0, "reason_code": "", "reason": ""}
                     state.move(cell, Status.CANCELLED, "cancelled", now, finished_at=now, **nothing)
@@ -288,7 +289,7 @@ class FakeQueue(FakeViews):
         chosen = list(cells)
         with self._write() as state:
             now = self._clock()
-            for cell in _each(state, chosen):
+            for cell in own(state, chosen):
                 if cell.status in (Status.FAILED, Status.QUARANTINED, Status.CANCELLED):
                     forgotten: dict[str, Any] = {"tries_used": 0, "stalled": 0, "evictions": 0, "alone": False}
                     forgotten |= {"reason_code": "", "reason": "", "end_reason": None, "finished_at": None}
@@ -309,6 +310,7 @@ class FakeQueue(FakeViews):
         for first in (True, False):
             with self._write() as state:
                 number = self._grid_id(state, grid)
+                refuse_imported(state, grid)
                 ours = [row for row in state.cells.values() if row.grid_id == number]
                 running = sum(row.status is Status.RUNNING for row in ours)
                 if first and running:
@@ -325,10 +327,6 @@ class FakeQueue(FakeViews):
 
 def _has_begun(row: CellRow) -> bool:
     return row.status is Status.PENDING and bool(row.attempts or row.accept_conditions)
-
-
-def _each(state: State, numbers: Iterable[int]) -> Iterator[CellRow]:
-    return (state.cells[number] for number in numbers if number in state.cells)
 
 
 def _submitted(state: State, name: str, spec: Mapping[str, Any], policy: Mapping[str, Any], now: float) -> GridRow:

@@ -33,7 +33,8 @@ class FakeViews:
     def _ready_rows(state: State, now: float, exclude: Collection[str]) -> Iterator[CellRow]:
         """What may be claimed, in that order: who has waited out a delay, longest first, then by id."""
         waiting = (row for row in state.cells.values() if row.status is Status.PENDING and row.not_before <= now)
-        chosen = (row for row in waiting if state.templates[row.id].warm_key not in exclude)
+        passed = {*exclude, specs.IMPORTED_WARM_KEY}
+        chosen = (row for row in waiting if state.templates[row.id].warm_key not in passed)
         return iter(sorted(chosen, key=lambda row: (row.not_before == 0, row.not_before, row.id)))
 
     def next_ready(self, exclude: Collection[str] = ()) -> Ready | None:
@@ -46,11 +47,12 @@ class FakeViews:
 
     def next_ready_at(self, exclude: Collection[str] = ()) -> float | None:
         state = self._look()
+        passed = {*exclude, specs.IMPORTED_WARM_KEY}
         return min(
             (
                 row.not_before
                 for row in state.cells.values()
-                if row.status is Status.PENDING and state.templates[row.id].warm_key not in exclude
+                if row.status is Status.PENDING and state.templates[row.id].warm_key not in passed
             ),
             default=None,
         )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from helpers import small_home
+from helpers.queue_cells import Cell
+from overnight.analysis import exports
 from overnight.dispatch import grid_state
 from overnight.dispatch.grid_state import GridStates
 from overnight.paths import Paths
+from overnight.queue.store import Queue
 
 
 class World:
@@ -49,3 +54,25 @@ def test_grids_that_are_over_are_forgotten(world: World) -> None:
         world.touch(f"grid{number}", float(number))
     assert len(world.written) == 1000
     assert len(world.states._next_s) <= 3
+
+
+def test_a_number_of_two_scaffolds_names_the_cells_of_one(tmp_path: Any) -> None:
+    """In the file that is kept up to date, and in an export."""
+    paths = Paths.of(tmp_path / "h").ensure()
+    given = [("aa", 1), ("bb", 1), ("cc", 2), ("dd", None)]
+    with Queue.open(paths.queue) as queue:
+        for name, number in given:  # one after another: what has a name keeps it
+            template = {"v": 1, "kind": "idle_loop", "model": {"name": "m"}, "scaffold": {"id": number, "name": name}}
+            cells = [
+                Cell(f"{name}_m_run{run}", {"scaffold": name, "model": "m", "run": run}, template, run)
+                for run in (1, 2)
+            ]
+            queue.enqueue("night", cells=cells, spec={"name": "night"}, policy=small_home.POLICY)
+        grid_state.write_grid_state(paths, queue, queue.grid("night"), {})
+        exports.write(paths, queue, "night", tmp_path / "out")
+    expected = ["1_m_1", "1_m_2", "bb_m_run1", "bb_m_run2", "2_m_1", "2_m_2", "dd_m_run1", "dd_m_run2"]
+    for path in (paths.grid_state("night"), tmp_path / "out" / "grid_state.json"):
+        pairs = json.loads(path.read_bytes(), object_pairs_hook=list)
+        found = [(name, dict(entry)) for name, entry in dict(pairs)["cells"]]
+        assert [name for name, _ in found] == expected
+        assert [entry["scaffold_id"] for _, entry in found] == [1, 1, 1, 1, 2, 2, None, None]

@@ -17,6 +17,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     paths = common.home(args)
     with common.open_queue(paths) as queue:
-        cancelled, asked = queue.cancel(common.chosen(args, queue))
-    print(f"{cancelled} cancelled" + (f", {asked} running asked to leave" if asked else ""))
+        cells = common.chosen(args, queue)
+        cancelled, asked = queue.cancel(cells)
+        left = common.left_imported(args, queue, cells)
+    print(f"{cancelled} cancelled" + (f", {asked} running asked to leave" if asked else "") + left)
     return 0

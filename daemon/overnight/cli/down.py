@@ -63,11 +63,11 @@ def _stopped(paths: Paths) -> int:
     """Say what is true: a daemon that had to be killed leaves its cells `running` until the next start."""
     try:
         with common.open_queue(paths) as queue:
-            counts = queue.counts()
+            counts, never = queue.counts(), queue.never_run()
     except UserError as error:
         print(f"stopped; but {error}")
         return 0
-    waiting, cut = counts[Status.PENDING], counts[Status.RUNNING]
+    waiting, cut = counts[Status.PENDING] - never, counts[Status.RUNNING]
     cells = f"; {waiting} cells wait in the queue" if waiting else ""
     print(f"stopped{cells}" + (f"; {cut} were cut off and go on at the next start" if cut else ""))
     return 0

@@ -22,6 +22,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     paths = common.home(args)
     with common.open_queue(paths) as queue:
-        count = queue.retry(common.chosen(args, queue), accept_conditions=args.accept_conditions)
-    print(f"{count} back in the queue")
+        cells = common.chosen(args, queue)
+        count = queue.retry(cells, accept_conditions=args.accept_conditions)
+        left = common.left_imported(args, queue, cells)
+    print(f"{count} back in the queue{left}")
     return 0

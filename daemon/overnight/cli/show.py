@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
     with common.open_queue(paths) as queue:
         row = common.select_cells(queue, [args.cell], args.grid)[0]
         attempts, events, spec = queue.attempts(row.id), queue.events(row.id), queue.cell_spec(row.id)
-        claim = _claim(paths, queue, row, spec)
+        imported = spec["kind"] == specs.IMPORTED
+        claim = None if imported else _claim(paths, queue, row, spec)
     folder = paths.cell_results(row.grid, row.key)
     files = sorted(str(path) for path in folder.iterdir()) if folder.is_dir() else []
     if args.json:
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
             "attempts": [as_json(attempt) for attempt in attempts],
             "events": [as_json(event) for event in events],
             "files": files,
-            "claim": {**as_json(claim), "sentence": claim.sentence()},
+            "claim": None if claim is None else {**as_json(claim), "sentence": claim.sentence()},
         }
         common.print_json(found)
         return 0
@@ -57,9 +58,13 @@ def run(args: argparse.Namespace) -> int:
     if spec["kind"] == "command":
         print(f"  command    {text.shortened(_command(spec), _COMMAND_SHOWN)}")
     else:
-        print(f"  turns      {row.turns or 0}, {row.output_tokens or 0} tokens, {row.end_reason or 'not ended'}")
-    print(f"  claim      {claim.sentence()}")
-    print(f"  seed       {spec['seed']}")
+        ended = "how it ended is not told" if imported and row.status == Status.DONE else "not ended"
+        print(f"  turns      {row.turns or 0}, {row.output_tokens or 0} tokens, {row.end_reason or ended}")
+    if claim is None:
+        print("  imported   what another harness did; nothing here runs it")
+    else:
+        print(f"  claim      {claim.sentence()}")
+        print(f"  seed       {spec['seed']}")
     if row.status == Status.PENDING and row.not_before > time.time():
         print(f"  again      at {text.when(row.not_before)}")
     for note in _notes(attempts):
@@ -73,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
             attempt.number,
             attempt.outcome or "under way",
             attempt.turns,
-            text.when(attempt.claimed_at),
-            text.duration(None if attempt.ended_at is None else attempt.ended_at - attempt.claimed_at),
+            text.when(_told(attempt, "started_at", attempt.claimed_at)),
+            text.duration(_took_s(attempt)),
             text.duration(attempt.load_s),
             text.duration(attempt.replay_s),
             text.size(attempt.claim_bytes),
@@ -101,6 +106,16 @@ def _claim(paths: Paths, queue: Queue, row: CellRow, spec: dict[str, Any]) -> Cl
         prior=load_config(paths.config).memory.prior,
         most=_most_bytes(paths, spec),
     )
+
+
+def _told(attempt: AttemptRow, name: str, at: float | None) -> float | None:
+    """A time of an attempt; None for one that the files of an imported cell do not tell."""
+    return None if name in attempt.evidence.get("unknown", ()) else at
+
+
+def _took_s(attempt: AttemptRow) -> float | None:
+    began, ended = _told(attempt, "started_at", attempt.claimed_at), _told(attempt, "finished_at", attempt.ended_at)
+    return None if began is None or ended is None else ended - began
 
 
 def _notes(attempts: Sequence[AttemptRow]) -> Iterator[str]:

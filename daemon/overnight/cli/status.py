@@ -10,6 +10,7 @@ from overnight.cli import common, text
 from overnight.dispatch import pressure
 from overnight.dispatch.grid_state import write_grid_state
 from overnight.paths import Paths
+from overnight.queue import follow, specs
 from overnight.queue.states import Status
 from overnight.queue.store import GridRow, Queue
 
@@ -47,8 +48,9 @@ def run(args: argparse.Namespace) -> int:
 def collect(paths: Paths, queue: Queue) -> dict[str, Any]:
     """Everything that `status` shows, as JSON values."""
     state = common.daemon_state(paths)
-    grids = queue.grids()
-    commands = {grid.name for grid in grids if grid.spec.get("kind") == "command"}
+    all_grids = queue.grids()
+    grids, analyses = follow.apart(all_grids)
+    commands = {grid.name for grid in all_grids if grid.spec.get("kind") == "command"}
     now = pressure.read(paths.pressure)
     slots = state["slots"] if state else 1
     running = state["running"] if state else []
@@ -79,9 +81,11 @@ def collect(paths: Paths, queue: Queue) -> dict[str, Any]:
             "slope_bytes_per_s": now.slope_bytes_per_s,
             "exhaustion_s": now.exhaustion_s,
         },
-        "cells": {str(status): count for status, count in queue.counts().items()},
+        "cells": {str(status): sum(grid.counts[status] for grid in grids) for status in Status},
         "next_ready_s": None if (ready_at := queue.next_ready_at()) is None else max(0.0, ready_at - time.time()),
-        "grids": [_grid(queue, grid, slots, running) for grid in grids],
+        "grids": [
+            {**_grid(queue, grid, slots, running), "analysis": _analysis(analyses.get(grid.name))} for grid in grids
+        ],
         "running": running,
         "warm": warm,
     }
@@ -94,15 +98,32 @@ def _grid(queue: Queue, grid: GridRow, slots: int, running: list[dict[str, Any]]
     mine = [row for row in running if row["grid"] == grid.name]
     mean_s = pace.mean_seconds if pace.mean_seconds is not None else _guess(grid, mine)
     spent_s = sum(row["seconds"] for row in mine)
+    imported = grid.spec.get("kind") == specs.IMPORTED  # its pending cells are what its files say: nothing runs them
+    if imported:
+        mean_s = None
     eta_s = None if mean_s is None or not left else max(0.0, left * mean_s - spent_s) / max(1, min(slots, left))
     return {
         "grid": grid.name,
+        "imported": imported,
         "cells": {str(status): count for status, count in grid.counts.items()},
         "done": grid.counts.get(Status.DONE, 0),
         "total": total,
         "mean_cell_s": mean_s,
         "eta_s": eta_s,
     }
+
+
+def _analysis(grid: GridRow | None) -> dict[str, int] | None:
+    """The jobs that follow a grid's cells, by status; None where nothing follows them."""
+    return None if grid is None else {str(status): count for status, count in grid.counts.items()}
+
+
+def _analysed(counts: dict[str, int] | None) -> str:
+    """`10/12`, and what went wrong."""
+    if counts is None or not any(counts.values()):
+        return ""
+    wrong = [f"{counts[name]} {name}" for name in ("failed", "quarantined", "cancelled") if counts[name]]
+    return f"{counts['done']}/{sum(counts.values())}" + (f" ({', '.join(wrong)})" if wrong else "")
 
 
 def _guess(grid: GridRow, running: list[dict[str, Any]]) -> float | None:
@@ -181,6 +202,7 @@ def _show(found: dict[str, Any]) -> None:
             "failed",
             "quarantined",
             "cancelled",
+            "analysed",
             "a cell",
             "left",
         )
@@ -190,12 +212,17 @@ def _show(found: dict[str, Any]) -> None:
                 grid["done"],
                 grid["total"],
                 *(grid["cells"].get(name, 0) for name in heads[3:8]),
+                _analysed(grid["analysis"]),
                 text.duration(grid["mean_cell_s"]),
                 text.duration(grid["eta_s"]),
             )
             for grid in found["grids"]
         ]
-        print("\n" + text.table(heads, rows, optional=("failed", "quarantined", "cancelled")))
+        print("\n" + text.table(heads, rows, optional=("failed", "quarantined", "cancelled", "analysed")))
+    if imported := [grid for grid in found["grids"] if grid["imported"]]:
+        pending = sum(grid["cells"].get("pending", 0) for grid in imported)
+        names = text.shortened(", ".join(grid["grid"] for grid in imported), 200)
+        print(f"imported: {names}" + (f"; nothing runs the {pending} pending cells there" if pending else ""))
     if found["running"]:
         commands = [row["kind"] == "command" for row in found["running"]]
         rows = [

@@ -15,7 +15,10 @@ from overnight.cells.command_streams import LOGS_KEPT
 from overnight.cells.transcript import unseal
 from overnight.cli import common, text
 from overnight.errors import UserError
+from overnight.paths import Paths
+from overnight.queue import specs
 from overnight.queue.states import ENDED
+from overnight.queue.store import CellRow
 
 _LOOK_S = 0.3
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -39,11 +42,15 @@ def run(args: argparse.Namespace) -> int:
     paths = common.home(args, looks=True)
     with common.open_queue(paths) as queue:
         row = common.select_cells(queue, [args.cell], args.grid)[0]
-        is_command = queue.cell_spec(row.id)["kind"] == "command"
+        kind = queue.cell_spec(row.id)["kind"]
+        is_command = kind == "command"
         if args.stderr and not is_command:
             raise UserError(f"--stderr is for commands, and {row.grid}/{row.key} is an idle loop; leave it out")
         log = "stderr.log" if args.stderr else "stdout.log"
         path = paths.cell_results(row.grid, row.key) / log if is_command else paths.transcript(row.grid, row.key)
+        if kind == specs.IMPORTED:
+            _print_imported(paths, row, args.turns)
+            return 0
         if not path.exists() and not args.follow:
             hope = "" if row.status in ENDED else " yet; -f waits for it"
             missing = f"has no {log}" if is_command else "has no transcript"
@@ -58,6 +65,19 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             print()
     return 0
+
+
+def _print_imported(paths: Paths, row: CellRow, last: int | None) -> None:
+    """An imported conversation, which is whole: there is nothing to follow."""
+    from overnight.analysis import conversation
+
+    found = conversation.of_cell(paths, row)
+    if found is None:
+        raise UserError(f"{row.grid}/{row.key} was imported, and has no conversation")
+    print(text.harmless(f"== {row.key}: imported\n{found.system}".rstrip()))
+    for turn in found.turns[-(last or len(found.turns)) :]:
+        thought = f"(thinking) {turn.reasoning.strip()}\n" if turn.reasoning.strip() else ""
+        print(text.harmless(f"\n-- turn {turn.number}: {turn.message}\n{thought}{turn.text}"), flush=True)
 
 
 class _Turns:

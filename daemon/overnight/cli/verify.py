@@ -10,13 +10,16 @@ import os
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from overnight.cells import command_result, transcript
 from overnight.cli import common, screen, text
 from overnight.paths import Paths
+from overnight.queue import specs
 from overnight.queue.states import Status
 from overnight.queue.store import CellRow
+from overnight.repair import unknown_grids
 
 
 def add(commands: Any) -> None:
@@ -38,16 +41,24 @@ def run(args: argparse.Namespace) -> int:
         return _deep(paths, args)
     found: list[dict[str, Any]] = []
     checked = 0
+    folders = unknown_grids.folders(paths)
     with common.open_queue(paths) as queue:
         if args.grid:
             queue.grid(args.grid)
         for sentence in queue.contradictions():
             found.append({"grid": None, "cell": None, "status": None, "problem": f"{paths.queue}: {sentence}"})
-        for row in () if found else common.all_cells(queue, args.grid):  # the word of a damaged queue is worth nothing
-            if row.status == Status.DONE or paths.transcript(row.grid, row.key).exists():
+        damaged = bool(found)  # then its word is worth nothing
+        if not (damaged or args.grid):
+            found.extend(_unknown(paths, {row.name for row in queue.grids()}, folders))
+        for row in () if damaged else common.all_cells(queue, args.grid):
+            kind = queue.cell_spec(row.id)["kind"]
+            if kind == specs.IMPORTED:
+                has = row.transcript_sha256 is not None
+            else:
+                has = row.status == Status.DONE or paths.transcript(row.grid, row.key).exists()
+            if has:
                 checked += 1
-                is_command = queue.cell_spec(row.id)["kind"] == "command"
-                problem = check_command(paths, row) if is_command else check_cell(paths, row)
+                problem = _CHECKS.get(kind, check_cell)(paths, row)
                 if problem:
                     found.append({"grid": row.grid, "cell": row.key, "status": str(row.status), "problem": problem})
     if args.json:
@@ -58,6 +69,14 @@ def run(args: argparse.Namespace) -> int:
             print(text.harmless(f"{where}{item['problem']}", newlines=False))
         print(f"{checked} cells checked, {len(found)} with a problem")
     return 1 if found else 0
+
+
+def _unknown(paths: Paths, known: set[str], folders: list[str]) -> Iterator[dict[str, Any]]:
+    """Results of grids that the queue has lost."""
+    for grid in unknown_grids.unknown(paths, known, folders):
+        count = sum(1 for _ in unknown_grids.cells(paths, grid))
+        problem = f"results/{grid} holds {count} cells that the queue does not know: {unknown_grids.TODO}"
+        yield {"grid": grid, "cell": None, "status": None, "problem": problem}
 
 
 def _deep(paths: Paths, args: argparse.Namespace) -> int:
@@ -147,6 +166,17 @@ def check_cell(paths: Paths, row: CellRow) -> str | None:
             f"but the queue knows {row.turns} with {(row.transcript_sha256 or 'none')[:12]}"
         )
     return _check_result(paths, row)
+
+
+def check_imported(paths: Paths, row: CellRow) -> str | None:
+    """What is wrong with an imported conversation, or None."""
+    from overnight.repair.check_cell import wrong_conversation
+
+    return wrong_conversation(paths.cell_results(row.grid, row.key), row)
+
+
+_CHECKS = {"command": check_command, specs.IMPORTED: check_imported}
+"""Of other cells than idle loops."""
 
 
 def _check_result(paths: Paths, row: CellRow) -> str | None:

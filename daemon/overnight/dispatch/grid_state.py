@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from overnight import durable
+from overnight.analysis.conversation import IMPORTED
 from overnight.paths import Paths
+from overnight.queue import specs
 from overnight.queue.store import CellRow, GridRow, Queue
 
 LARGEST_GRID = 10_000
@@ -61,54 +63,74 @@ def write_grid_state(paths: Paths, queue: Queue, grid: GridRow, live: Mapping[in
     durable.write_atomic(path, (piece.encode() for piece in _pieces(paths, queue, grid, live)))
 
 
-def _scaffold_id(queue: Queue, row: CellRow, known: dict[str, int | None]) -> int | None:
-    """The number of a cell's scaffold: looked up once a name, since it stands in the specification only."""
-    name = str(row.coords.get("scaffold"))
-    if name not in known:
-        known[name] = queue.cell_spec(row.id).get("scaffold", {}).get("id")
-    return known[name]
+class Scaffolds:
+    """The numbers of a grid's scaffolds, asked for in the order of the queue."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+        self._numbers: dict[str, int | None] = {}
+        self._named: dict[int | None, str] = {}
+
+    def of(self, row: CellRow) -> tuple[int | None, bool]:
+        """Its number, and whether that tells it from the grid's other scaffolds: a number that two have names the first
+        alone, whose cells keep their names when the second is added."""
+        name = str(row.coords.get("scaffold"))
+        if name not in self._numbers:  # looked up once a name, since it stands in the specification only
+            number = self._numbers[name] = self._queue.cell_spec(row.id).get("scaffold", {}).get("id")
+            self._named.setdefault(number, name)
+        number = self._numbers[name]
+        return number, number is not None and self._named[number] == name
 
 
 def _pieces(paths: Paths, queue: Queue, grid: GridRow, live: Mapping[int, tuple[int, int]]) -> Iterator[str]:
     """The file in pieces: ten thousand cells are never in memory at once."""
     yield '{\n  "cells": {'
     after, lead = 0, "\n"
-    scaffolds: dict[str, int | None] = {}
+    imported = grid.spec.get("kind") == specs.IMPORTED
+    scaffolds = Scaffolds(queue)
     while rows := queue.cells(grid.name, after_id=after, limit=500):
         for row in rows:
-            key, cell = _cell(paths, row, _scaffold_id(queue, row, scaffolds), live.get(row.id))
+            key, cell = entry(row, scaffolds.of(row), result_path(paths, row, imported), live)
             body = json.dumps(cell, indent=2, ensure_ascii=False).replace("\n", "\n    ")
             yield f"{lead}    {json.dumps(key)}: {body}"
             lead = ",\n"
         after = rows[-1].id
-    started = json.dumps(_time(grid.created_at))
-    yield f'\n  }},\n  "started_at": {started},\n  "last_updated": {json.dumps(_time(time.time()))}\n}}\n'
+    started = json.dumps(time_text(grid.created_at))
+    yield f'\n  }},\n  "started_at": {started},\n  "last_updated": {json.dumps(time_text(time.time()))}\n}}\n'
 
 
-def _cell(
-    paths: Paths, row: CellRow, scaffold_id: int | None, live: tuple[int, int] | None
+def result_path(paths: Paths, row: CellRow, imported: bool) -> str | None:
+    if row.status != "done" or (imported and row.transcript_sha256 is None):
+        return None
+    return str(paths.cell_results(row.grid, row.key) / IMPORTED if imported else paths.transcript(row.grid, row.key))
+
+
+def entry(
+    row: CellRow, scaffold: tuple[int | None, bool], result_path: str | None, live: Mapping[int, tuple[int, int]]
 ) -> tuple[str, dict[str, Any]]:
-    """Key and value. The older harness named cells `1_8b_think_2`; with further axes only our own key is unique."""
-    turns, tokens = max((row.turns, row.output_tokens), live or (0, 0))
+    """Key and value. scaffold: see `Scaffolds.of`. The older harness named cells `1_8b_think_2`; with further axes, or
+    for a scaffold that has no number of its own, only our own key is unique."""
+    scaffold_id, numbered = scaffold
+    turns, tokens = max((row.turns, row.output_tokens), live.get(row.id, (0, 0)))
     cell = {
         "scaffold_id": scaffold_id,
         "scaffold_name": row.coords.get("scaffold"),
         "model_id": row.coords.get("model"),
         "run_num": row.coords.get("run"),
         "status": _STATUS.get(row.status, str(row.status)),
-        "started_at": _time(row.started_at),
-        "completed_at": _time(row.finished_at),
+        "started_at": time_text(row.started_at),
+        "completed_at": time_text(row.finished_at),
         "iterations": turns or 0,
         "total_tokens": tokens or 0,
         "collapse_detected": None,
         "collapse_iteration": None,
         "error": row.reason or None,
-        "result_path": str(paths.transcript(row.grid, row.key)) if row.status == "done" else None,
+        "result_path": result_path,
     }
-    older = {"scaffold", "model", "run"}
-    key = f"{scaffold_id}_{cell['model_id']}_{cell['run_num']}" if set(row.coords) == older else row.key
+    plain = numbered and set(row.coords) == {"scaffold", "model", "run"}
+    key = f"{scaffold_id}_{cell['model_id']}_{cell['run_num']}" if plain else row.key
     return key, cell
 
 
-def _time(seconds: float | None) -> str | None:
+def time_text(seconds: float | None) -> str | None:
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()

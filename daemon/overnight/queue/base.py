@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from overnight.errors import QueueError
 from overnight.queue.connection import Database
+from overnight.queue.specs import IMPORTED_WARM_KEY
 
 
 class Base:
@@ -25,6 +26,16 @@ def grid_id(db: sqlite3.Connection, name: str) -> int:
         names = [known for (known,) in db.execute("SELECT name FROM grids ORDER BY name")]
         raise QueueError(f"grid {name!r} is not in the queue{hint(name, names)}")
     return int(row[0])
+
+
+def holds_imported(db: sqlite3.Connection, grid: str) -> bool:
+    """Is this a grid of imported cells? All cells of a grid are, or none: its first one tells."""
+    row = db.execute(
+        "SELECT w.key FROM cells AS c CROSS JOIN warms AS w ON w.id = c.warm_id"
+        " WHERE c.grid_id = (SELECT id FROM grids WHERE name = ?) LIMIT 1",
+        (grid,),
+    ).fetchone()
+    return row is not None and row[0] == IMPORTED_WARM_KEY
 
 
 def hint(wanted: str, known: list[str]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from overnight.errors import QueueError
 from overnight.queue import gate
-from overnight.queue.base import Base, grid_id
+from overnight.queue.base import Base, grid_id, holds_imported
 from overnight.queue.rows import CELL, CellRow, cell_row
 from overnight.queue.states import ENDED, RETRYABLE, Status
 
@@ -47,7 +47,8 @@ class Changes(Base):
                 yield from page
 
     def cancel(self, cells: Iterable[int]) -> tuple[int, int]:
-        """Pending cells are cancelled at once, running ones marked for the daemon; (cancelled, marked)."""
+        """Pending cells are cancelled at once, running ones marked for the daemon; (cancelled, marked). Imported
+        cells stay as they are."""
         cancelled = marked = 0
         for batch in _batches(cells):
             with self._db.write() as db:
@@ -65,7 +66,7 @@ class Changes(Base):
     def retry(self, cells: Iterable[int], *, accept_conditions: bool = False) -> int:
         """Failed, quarantined and cancelled cells are pending again with all their tries, and what they have
         on disk, and no longer have to run alone (a raised claim stays); pending ones that wait are ready now.
-        Returns how many cells that were.
+        Imported cells stay as they are. Returns how many cells that were.
 
         accept_conditions: the cell may go on under other conditions than its transcript was begun under."""
         changed = 0
@@ -79,10 +80,15 @@ class Changes(Base):
         """Every cell of a grid is pending, as if it had never run; returns how many had anything to forget.
 
         aside: called with the keys of each batch while nobody can claim them, to move their old results away.
-        Raises QueueError when cells are running at the start. Asking again finishes a reset that was
-        interrupted."""
+        Raises QueueError when cells are running at the start, and for imported ones. Asking again finishes a
+        reset that was interrupted."""
         with self._db.write() as db:
             number = grid_id(db, grid)
+            if holds_imported(db, grid):
+                raise QueueError(
+                    f"grid {grid!r} was imported: its cells record what another harness did, and nothing here can run "
+                    "them again; `overnight import --replace` takes in what its files say now"
+                )
             (running,) = db.execute(
                 "SELECT n FROM grid_counts WHERE grid_id = ? AND status = 'running'", (number,)
             ).fetchone()
@@ -137,8 +143,16 @@ def _retry(db: sqlite3.Connection, cell: CellRow, now: float, accept_conditions:
 
 
 def _existing(db: sqlite3.Connection, ids: Iterable[int]) -> Iterator[CellRow]:
-    """Read one by one, each after the one before was changed: an id that is given twice counts once."""
-    return (cell for number in ids if (cell := gate.cell(db, number)) is not None)
+    """Read one by one, each after the one before was changed: an id that is given twice counts once. Imported cells
+    are passed over: what they record is over, and only another import may change it."""
+    imported: dict[int, bool] = {}
+    for number in ids:
+        if (cell := gate.cell(db, number)) is None:
+            continue
+        if cell.grid_id not in imported:
+            imported[cell.grid_id] = holds_imported(db, cell.grid)
+        if not imported[cell.grid_id]:
+            yield cell
 
 
 def _batches(ids: Iterable[int]) -> Iterator[list[int]]:

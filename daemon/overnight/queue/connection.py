@@ -24,7 +24,7 @@ from overnight import durable
 from overnight.queue import audit
 from overnight.queue.errors import QueueUnavailable, damage, primary_code, refusal, translated
 from overnight.queue.migrate import migrate
-from overnight.queue.probe import probe, small_enough
+from overnight.queue.probe import frozen, probe, small_enough
 from overnight.queue.rows import DamagedRow
 
 _OLDEST_SQLITE = (3, 37, 0)
@@ -50,6 +50,7 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._failed: list[sqlite3.Connection] = []
         self._data_version: int | None = None
+        self._frozen = False
         if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
             raise refusal(path, f"needs SQLite 3.37 or newer, this Python has {sqlite3.sqlite_version}", "update it")
         if not probe(path, check=check):
@@ -123,6 +124,8 @@ class Database:
     @contextmanager
     def _errors(self) -> Iterator[sqlite3.Connection]:
         try:
+            if self._frozen and not frozen(self._file):
+                self._thaw()
             if self._connection is None:
                 self._connection = self._connect()
             if self._failed:
@@ -158,8 +161,17 @@ class Database:
         except (sqlite3.Error, ValueError) as error:
             return str(error)
 
+    def _thaw(self) -> None:
+        """Its disk can be written again: what was read as if nobody wrote it may be written by now."""
+        if self._connection is not None:
+            _close(self._connection)
+        self._connection = self._data_version = None
+        self._connection = self._connect()
+        self._use_log()
+
     def _connect(self) -> sqlite3.Connection:
-        uri = f"{self._file.as_uri()}?mode=rw"
+        self._frozen = frozen(self._file)
+        uri = f"{self._file.as_uri()}?{'mode=ro&immutable=1' if self._frozen else 'mode=rw'}"
         connection = sqlite3.connect(uri, uri=True, timeout=self._busy_timeout_s, isolation_level=None)
         try:
             for pragma in _PRAGMAS:
@@ -174,6 +186,8 @@ class Database:
 
         SQLite does not wait for its locks here, and two processes may make the file at once."""
         assert self._connection is not None  # noqa: S101 - the caller has just opened it
+        if self._frozen:
+            return
         deadline_s = time.monotonic() + self._busy_timeout_s
         while True:
             try:

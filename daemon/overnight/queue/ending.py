@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from overnight.queue import gate, peaks
+from overnight.queue import follow, gate, peaks
 from overnight.queue.errors import StaleAttempt
 from overnight.queue.rows import CellRow, Peak, parsed
 from overnight.queue.states import INTERRUPTED, USES_A_TRY, Outcome, Status, after
@@ -50,10 +50,11 @@ def end(
     if follows.learn is not None:
         peaks.learn(db, attempt_id, follows.learn, now)
     tries_used = before.tries_used + (outcome in USES_A_TRY)
+    policy = _policy(db, before.grid_id)
     status = after(
         outcome,
         tries_used,
-        _tries(db, before.grid_id),
+        int(policy.get("tries", DEFAULT_TRIES)),
         cancel_requested=before.cancel_requested,
         quarantine=follows.quarantine,
     )
@@ -88,6 +89,8 @@ def end(
             "alone": int(_alone(before, turns) if follows.alone is None else follows.alone),
         },
     )
+    if status is Status.DONE:
+        follow.add(db, before, policy, now=now)
     return status
 
 
@@ -123,6 +126,6 @@ def _progressed(before: CellRow, turns: int | None) -> bool:
     return turns is not None and turns > before.turns
 
 
-def _tries(db: sqlite3.Connection, grid_id: int) -> int:
+def _policy(db: sqlite3.Connection, grid_id: int) -> dict[str, Any]:
     (policy,) = db.execute("SELECT policy FROM grids WHERE id = ?", (grid_id,)).fetchone()
-    return int(parsed(policy, "policy of grid", grid_id).get("tries", DEFAULT_TRIES))
+    return parsed(policy, "policy of grid", grid_id)

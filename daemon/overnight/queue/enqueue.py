@@ -10,8 +10,8 @@ from typing import Any
 
 from overnight.durable import canonical
 from overnight.errors import QueueError
-from overnight.queue import gate, specs
-from overnight.queue.base import Base
+from overnight.queue import follow, gate, specs
+from overnight.queue.base import Base, holds_imported
 from overnight.queue.rows import Enqueued, parsed
 from overnight.queue.specs import Planned
 from overnight.queue.states import Status
@@ -76,6 +76,11 @@ class _Work:
         policy: Mapping[str, Any],
         aside: Callable[[Sequence[str]], None] | None,
     ) -> Enqueued:
+        if holds_imported(self.db, self.name):
+            raise QueueError(
+                f"grid {self.name!r} was imported: its cells record what another harness did, and none of ours is put "
+                "among them; choose another grid name"
+            )
         grid_id = self._grid(spec, policy)
         iterator = iter(cells)
         while rows := [self._row(grid_id, cell) for cell in itertools.islice(iterator, _BATCH)]:
@@ -98,12 +103,14 @@ class _Work:
         return Enqueued(self.added, self.existing, len(self.replaced), tuple(self.replaced))
 
     def _grid(self, spec: Mapping[str, Any], policy: Mapping[str, Any]) -> int:
+        follow.refuse_clash(self.db, self.name, policy)
         (number,) = self.db.execute(
             "INSERT INTO grids (name, spec, policy, created_at, last_submitted_at) VALUES (?, ?, ?, ?, ?)"
             " ON CONFLICT (name) DO UPDATE SET spec = excluded.spec, policy = excluded.policy,"
             " last_submitted_at = excluded.last_submitted_at RETURNING id",
             (self.name, canonical(spec), canonical(policy), self.now, self.now),
         ).fetchall()[0]
+        follow.prepare(self.db, self.name, policy, self.now)
         return int(number)
 
     def _row(self, grid_id: int, cell: Planned) -> _Row:
@@ -116,17 +123,7 @@ class _Work:
         The cache holds the template itself, so that its identity stays taken while it is in there."""
         if (known := self._specs.get(id(template))) is not None:
             return known[1], known[2]
-        new = specs.stored(template)
-        self.db.execute(
-            "INSERT INTO warms (key, json) VALUES (?, ?) ON CONFLICT (key) DO NOTHING",
-            (new.warm_key, new.warm_json),
-        )
-        (warm_id,) = self.db.execute("SELECT id FROM warms WHERE key = ?", (new.warm_key,)).fetchone()
-        self.db.execute(
-            "INSERT INTO specs (hash, json, warm_id, threads) VALUES (?, ?, ?, ?) ON CONFLICT (hash) DO NOTHING",
-            (new.hash, new.json, warm_id, new.threads),
-        )
-        (spec_id,) = self.db.execute("SELECT id FROM specs WHERE hash = ?", (new.hash,)).fetchone()
+        spec_id, warm_id = specs.put(self.db, template)
         if len(self._specs) >= _SPEC_CACHE:
             self._specs.clear()
         self._specs[id(template)] = (template, spec_id, warm_id)

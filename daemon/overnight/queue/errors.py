@@ -7,6 +7,7 @@ QueueError
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -22,6 +23,10 @@ _LATER = {
     sqlite3.SQLITE_IOERR: "see what its disk says (dmesg) and try again",
     sqlite3.SQLITE_READONLY: "make the file and its folder writable and try again",
     sqlite3.SQLITE_CANTOPEN: "make the file and its folder readable and writable and try again",
+}
+_READ_ONLY = {
+    sqlite3.SQLITE_READONLY: "nothing can be changed there: see `dmesg`, or restore a backup on another disk",
+    sqlite3.SQLITE_CANTOPEN: "it has a log that cannot be read there: copy var/ to another disk, and look there",
 }
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_ERROR)
 
@@ -48,6 +53,13 @@ def damage(path: Path, error: object) -> QueueError:
     )
 
 
+def on_read_only_disk(path: Path) -> bool:
+    try:
+        return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
 def primary_code(error: sqlite3.Error) -> int | None:
     """SQLite's primary result code (the low byte); None for an error that Python's module made itself."""
     code = getattr(error, "sqlite_errorcode", None)
@@ -61,6 +73,8 @@ def translated(error: sqlite3.Error, path: Path) -> Exception:
         return damage(path, error)  # text that is no UTF-8
     if code is None or code in (sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE):
         return error
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) and on_read_only_disk(path):
+        return QueueUnavailable(_line(path, "its disk is read-only", _READ_ONLY[code]))
     if code in _LATER:
         return QueueUnavailable(_line(path, str(error), _LATER[code]))
     if code in _DAMAGED:

@@ -1,4 +1,6 @@
-"""Which pending cells come next: found by index, however many cells wait, are done or are passed over."""
+"""Which pending cells come next: found by index, however many cells wait, are done or are passed over.
+
+Imported cells never come: every look at pending cells that leads to a claim goes through here."""
 
 from __future__ import annotations
 
@@ -8,6 +10,8 @@ import sqlite3
 import sys
 from collections.abc import Collection, Iterator
 from typing import NamedTuple
+
+from overnight.queue.specs import IMPORTED_WARM_KEY
 
 _EVER = sys.float_info.max
 _AFTER_NONE = sys.float_info.min
@@ -63,13 +67,14 @@ def that_cell(
         " WHERE c.id = ? AND c.status = 'pending'",
         (cell_id,),
     ).fetchone()
-    if row is None or only not in (None, row[1]) or row[1] in exclude:
+    if row is None or only not in (None, row[1]) or row[1] in exclude or row[1] == IMPORTED_WARM_KEY:
         return None
     return Head(row[0], cell_id)
 
 
 def _chosen(db: sqlite3.Connection, only: str | None, exclude: Collection[str]) -> Iterator[int]:
     """The warm servers, by id, that pending cells may be taken of."""
+    exclude = {*exclude, IMPORTED_WARM_KEY}
     if only is not None:
         if only not in exclude:
             yield from (number for (number,) in db.execute("SELECT id FROM warms WHERE key = ?", (only,)))

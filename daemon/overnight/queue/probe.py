@@ -12,11 +12,12 @@ import os
 import sqlite3
 import stat
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from overnight.errors import QueueError
 from overnight.queue import audit
-from overnight.queue.errors import MEND, primary_code, refusal, translated
+from overnight.queue.errors import MEND, on_read_only_disk, primary_code, refusal, translated
 from overnight.queue.migrate import APPLICATION_ID, LATEST
 
 CHECK_LIMIT_BYTES = 64 << 20
@@ -39,10 +40,30 @@ def small_enough(path: Path) -> bool:
     return path.stat().st_size <= CHECK_LIMIT_BYTES
 
 
-def probe(path: Path, *, check: bool = False) -> bool:
+def frozen(path: Path) -> bool:
+    """Does nobody write this queue, since its disk is read-only and it was closed in good order? Then it can be read
+    without its log, which SQLite could not make there. (With a log it can be read with that.)"""
+    beside = (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal"))
+    return on_read_only_disk(path) and not any(file.exists() for file in beside)
+
+
+def grids(path: Path) -> set[str]:
+    """Names of all grids; empty where there is no queue yet. Changes nothing. Raises QueueError."""
+    found: set[str] = set()
+
+    def read(connection: sqlite3.Connection) -> None:
+        found.clear()
+        found.update(name for (name,) in connection.execute("SELECT name FROM grids"))
+
+    probe(path, read=read)
+    return found
+
+
+def probe(path: Path, *, check: bool = False, read: Callable[[sqlite3.Connection], None] | None = None) -> bool:
     """True when `path` holds a queue, False when there is nothing yet. Raises QueueError for anything else.
 
-    check: also look through a file of at most 64 MiB for damage and contradictions (`audit`).
+    check: also look through a file of at most 64 MiB for damage and contradictions (`audit`). read: is called with a
+    connection to read from, again when what it read may not have been whole.
     """
     size = _size(path)
     log = path.with_name(path.name + "-wal")
@@ -60,14 +81,14 @@ def probe(path: Path, *, check: bool = False) -> bool:
         raise refusal(path, "cannot be read (permission denied)", "make it yours and readable; nothing was changed")
     try:
         try:
-            _look_settled(path, check=check)
+            _look_settled(path, check=check, read=read)
         except sqlite3.OperationalError as error:
             if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_READONLY_ROLLBACK:
                 raise
             _roll_back(path)
             if not _size(path):
                 return False
-            _look_settled(path, check=check)
+            _look_settled(path, check=check, read=read)
     except sqlite3.Error as error:
         raise _refused(path, error) from None
     except UnicodeDecodeError as error:  # Python's module meets damaged text while it complains of it
@@ -121,7 +142,7 @@ def _checksum(data: bytes, *, big_endian: bool) -> tuple[int, int]:
     return first, second
 
 
-def _look_settled(path: Path, *, check: bool) -> None:
+def _look_settled(path: Path, *, check: bool, read: Callable[[sqlite3.Connection], None] | None) -> None:
     """Look without locks while nobody else has it open, otherwise with them. Raises sqlite3.Error and QueueError.
 
     What looks like damage without locks may be another process that has just begun to write: then look again."""
@@ -129,7 +150,7 @@ def _look_settled(path: Path, *, check: bool) -> None:
     before = path.stat()
     if not any(file.exists() for file in beside):
         try:
-            _look(path, immutable=True, check=check)
+            _look(path, immutable=True, check=check, read=read)
         except (sqlite3.Error, QueueError):
             after = path.stat()
             alone = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
@@ -137,7 +158,7 @@ def _look_settled(path: Path, *, check: bool) -> None:
                 raise
         else:
             return
-    _look(path, immutable=False, check=check)
+    _look(path, immutable=False, check=check, read=read)
 
 
 def _roll_back(path: Path) -> None:
@@ -150,7 +171,7 @@ def _roll_back(path: Path) -> None:
         connection.close()
 
 
-def _look(path: Path, *, immutable: bool, check: bool) -> None:
+def _look(path: Path, *, immutable: bool, check: bool, read: Callable[[sqlite3.Connection], None] | None) -> None:
     """Read what says whose file this is. Raises sqlite3.Error and QueueError."""
     mode = "mode=ro&immutable=1" if immutable else "mode=ro"
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=10, isolation_level=None)
@@ -179,6 +200,8 @@ def _look(path: Path, *, immutable: bool, check: bool) -> None:
             connection.execute("BEGIN")  # one view, whatever others write meanwhile
             if (contradiction := next(audit.contradictions(connection), None)) is not None:
                 raise refusal(path, f"damaged ({contradiction})")
+        if read is not None:
+            read(connection)
     finally:
         connection.close()
 

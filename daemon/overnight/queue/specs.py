@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from overnight.durable import canonical
+
+IMPORTED = "imported"
+"""The kind of a cell that another harness ran: a record of what its files say. Nothing runs it."""
 
 _SHOWN = 60
 """Longest value, in characters, that a message quotes whole."""
@@ -49,8 +53,27 @@ def stored(template: Mapping[str, Any]) -> Stored:
     )
 
 
+def put(db: sqlite3.Connection, template: Mapping[str, Any]) -> tuple[int, int]:
+    """Have a template in the database, inside a transaction of the caller; its id, and that of its warm server."""
+    new = stored(template)
+    db.execute(
+        "INSERT INTO warms (key, json) VALUES (?, ?) ON CONFLICT (key) DO NOTHING",
+        (new.warm_key, new.warm_json),
+    )
+    (warm_id,) = db.execute("SELECT id FROM warms WHERE key = ?", (new.warm_key,)).fetchone()
+    db.execute(
+        "INSERT INTO specs (hash, json, warm_id, threads) VALUES (?, ?, ?, ?) ON CONFLICT (hash) DO NOTHING",
+        (new.hash, new.json, warm_id, new.threads),
+    )
+    (spec_id,) = db.execute("SELECT id FROM specs WHERE hash = ?", (new.hash,)).fetchone()
+    return spec_id, warm_id
+
+
 def warm_specification(template: Mapping[str, Any]) -> dict[str, Any]:
-    """What a warm server loads for a cell; empty for a cell that needs none."""
+    """What a warm server loads for a cell; empty for a cell that needs none; of an imported one, whose files do not
+    say how it was run, what no warm server is ever started for (`head`)."""
+    if template.get("kind") == IMPORTED:
+        return {"kind": IMPORTED}
     model = template.get("model")
     if model is None:
         return {}
@@ -66,6 +89,10 @@ def warm_specification(template: Mapping[str, Any]) -> dict[str, Any]:
 def warm_key(warm: Mapping[str, Any]) -> str:
     """A short name for a warm specification: 16 hex digits of its hash, or nothing for the empty one."""
     return hashlib.sha256(canonical(warm).encode()).hexdigest()[:16] if warm else ""
+
+
+IMPORTED_WARM_KEY = warm_key({"kind": IMPORTED})
+"""Marks imported cells in the index of pending ones, passed over in one step, however many."""
 
 
 def full(template: dict[str, Any], key: str, coords: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@
     Readiness    next_ready, next_ready_many, next_ready_at                         the dispatcher
     Peaks        peaks, family_peaks                                                the dispatcher, show
     Enqueueing   enqueue                                                            submit
+    Importing    take_in                                                            import
     Changes      cancel, retry, reset, cell_ids                                     the other commands
     Views        grids, cells, attempts, events, counts, pace, ...                  everybody
 
@@ -25,6 +26,7 @@ from overnight.queue.changes import Changes
 from overnight.queue.connection import Database
 from overnight.queue.enqueue import Enqueueing
 from overnight.queue.errors import QueueUnavailable, StaleAttempt
+from overnight.queue.importing import Importing
 from overnight.queue.peaks import Peaks
 from overnight.queue.ready import Readiness
 from overnight.queue.rows import (
@@ -58,7 +60,7 @@ __all__ = [
 ]
 
 
-class Queue(Attempts, Readiness, Peaks, Enqueueing, Changes, Views):
+class Queue(Attempts, Readiness, Peaks, Enqueueing, Importing, Changes, Views):
     """Not for several threads, and never open across a fork without exec."""
 
     @classmethod

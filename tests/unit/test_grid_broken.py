@@ -15,7 +15,7 @@ from overnight.grid.loader import load_grid, parse_grid
 BROKEN = Path(__file__).parents[1] / "data" / "broken_grids"
 
 NAMED = "a name of at most 48 letters, digits, '.', '_' or '-', the first a letter or digit"
-TOP = "name, kind, seed, runs, tries, models, scaffolds, axes, limits, memory, template_date"
+TOP = "name, kind, seed, runs, tries, models, scaffolds, axes, limits, memory, template_date, analysis"
 OF_A_MODEL = "name, engine, source, dtype, device, threads, thinking, sampling, options"
 SCAFFOLD = "a built-in scaffold (1 to 9, or its name) or {id: 10, name: ..., text: ...}"
 SOURCE = "a model-store name, a local folder or GGUF file, or a hub id"
@@ -24,7 +24,7 @@ MESSAGES = {
     "anchor": "7: anchors (&) and aliases (*) are not used; write the value out",
     "axis_of_policy": (
         "8: axes.timeout: unknown key, expected one of temperature, top_p, top_k, max_iterations, "
-        "target_output_tokens, token_limit, shift_hours"
+        "target_output_tokens, token_limit, shift_hours, stop_early"
     ),
     "axis_value_twice": "8: axes.temperature[2]: found 1.0 a second time, expected different values; remove it",
     "bool_for_number": "6: models[0].threads: found true, expected a whole number from 1 to 1024",
@@ -49,7 +49,8 @@ MESSAGES = {
     "only_comments": "1: the file is empty; expected at least name, models and scaffolds",
     "option_misspelt": (
         "5: models[0].options.grow_byte: unknown key, expected one of reply_tokens, delay_s, load_s, "
-        "grow_bytes, cache_bytes, spike_at_turn, spike_bytes, fail_at_turn, fail_kind, context_tokens; "
+        "grow_bytes, cache_bytes, spike_at_turn, spike_bytes, fail_at_turn, fail_kind, repeat_from, "
+        "context_tokens; "
         "did you mean 'grow_bytes'?"
     ),
     "option_of_other_engine": "6: models[0].options.delay_s: unknown key, expected none here; remove it",

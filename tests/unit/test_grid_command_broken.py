@@ -16,7 +16,7 @@ IDLE = "name: g\nmodels: [{name: m, engine: scripted}]\nscaffolds: [1]\n"
 TOP = (
     "name, kind, seed, runs, tries, shell, command, axes, env, secrets, cwd, memory, timeout, grace, cap, keep, threads"
 )
-TOP_IDLE = "name, kind, seed, runs, tries, models, scaffolds, axes, limits, memory, template_date"
+TOP_IDLE = "name, kind, seed, runs, tries, models, scaffolds, axes, limits, memory, template_date, analysis"
 A_LIST = "a list of 1 to 1000 words such as [python3, train.py, --lr, '{lr}']"
 VALUES = "a list of 1 to 100000 values, or a range such as 1..5 or 0..100..10"
 KNOWN = "{lr}, {seed}, {cell}"

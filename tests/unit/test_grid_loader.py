@@ -48,6 +48,7 @@ def test_the_smallest_grid_gets_the_defaults() -> None:
         "target_output_tokens": 6000,
         "token_limit": 2000,
         "shift_hours": 10.0,
+        "stop_early": None,
         "timeout": None,
     }
     assert grid.axes.given() == {}

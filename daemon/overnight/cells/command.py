@@ -82,6 +82,7 @@ def run(
             for name in os.listdir(folder):  # noqa: PTH208 - a pattern would be compiled in each child anew
                 if name.startswith(".") and name.endswith(".tmp"):  # of an attempt that was killed while it wrote
                     (folder / name).unlink(missing_ok=True)
+            command_result.clear_beside(folder)
             inherited = os.environ if environ is None else environ
             secrets = _secrets(spec, inherited, secrets_file)
             masks = Masks(secrets)
@@ -241,6 +242,7 @@ def _conclude(spec: Mapping[str, Any], folder: Path, plan: command_start.Plan, r
     }
     try:
         evidence["result_withdrawn"] = command_result.withdraw(folder, masks)
+        command_result.clear_beside(folder)
     except OSError as error:
         raise disk_error(error, f"removing a secret from {folder}") from error
     sha256 = None

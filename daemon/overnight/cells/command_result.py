@@ -13,6 +13,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -91,6 +92,18 @@ def withdraw(folder: Path, masks: Masks) -> bool:
         return False
     path.unlink()
     return True
+
+
+def clear_beside(folder: Path) -> None:
+    """Remove what has the name of $OVERNIGHT_RESULT and something more: of a result that was being written when the
+    command ended, so nobody's, and perhaps with half of a secret in it. Raises OSError."""
+    for name in os.listdir(folder):  # noqa: PTH208 - a pattern would be compiled in each child anew
+        if name != RESULT_FILE and name.lstrip(".").startswith(RESULT_FILE):
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)  # it may hold what even its owner cannot remove
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _holds(path: Path, masks: Masks) -> bool:

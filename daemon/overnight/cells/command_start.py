@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 import signal
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ def prepare(
         "OVERNIGHT_CHECKPOINT_DIR": str(checkpoint),
         "OVERNIGHT_RESULT": str(result),
         "OVERNIGHT_THREADS": str(spec["threads"]),
+        "OVERNIGHT_PYTHON": sys.executable,
     }
     if cap_bytes is not None:
         told["OVERNIGHT_MEMORY_BYTES"] = str(cap_bytes)

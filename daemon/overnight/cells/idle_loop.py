@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from overnight import durable
-from overnight.cells import simulated_clock
+from overnight.cells import simulated_clock, stop_early
 from overnight.cells.shrinking import Shrinker
+from overnight.cells.stop_early import StopEarly
 from overnight.cells.transcript import Transcript
 from overnight.engines.base import Engine, Session, Turn
 from overnight.errors import CellError, ConditionsChanged, TranscriptCorrupt
@@ -39,8 +40,16 @@ class Finished:
 
 @dataclass
 class _Progress:
+    stop: StopEarly | None
     turns: int = 0
     output_tokens: int = 0
+
+    def turn(self, reply: str, tokens: int) -> None:
+        """One more is on disk."""
+        self.turns += 1
+        self.output_tokens += tokens
+        if self.stop is not None:
+            self.stop.hear(reply)
 
 
 def run(
@@ -61,7 +70,7 @@ def run(
     try:
         for left in folder.glob(".*.tmp"):  # of an attempt that was killed while it wrote; ours is the only one now
             left.unlink(missing_ok=True)
-        conditions = engine.conditions(threads=spec["threads"])
+        conditions = {**engine.conditions(threads=spec["threads"]), **stop_early.conditions(spec["limits"])}
         session = engine.open(spec, threads=spec["threads"])
         safe_point = (shrinker or Shrinker()).watch(session, report)
         progress, changed = _resume(transcript, session, spec, conditions, report, accept_conditions, safe_point)
@@ -112,7 +121,7 @@ def _resume(
 ) -> tuple[_Progress, dict[str, Any] | None]:
     """Replay what is on disk, or begin. Returns the progress and, where they changed, the conditions to record."""
     began = time.monotonic()
-    progress = _Progress()
+    progress = _Progress(stop_early.of_limits(spec["limits"]))
     if (last := transcript.last_conditions()) is not None:
         _same_conditions(last, conditions, accept)
     recorded: dict[str, Any] | None = None
@@ -125,8 +134,7 @@ def _resume(
             continue
         recorded = record.get("conditions", recorded)
         _replay_turn(session, record, check=recorded == conditions)
-        progress.turns += 1
-        progress.output_tokens += len(record["reply_ids"])
+        progress.turn(record["reply"], len(record["reply_ids"]))
         report("replaying", turn=progress.turns)
         safe_point()
     if transcript.cut is not None:
@@ -189,6 +197,8 @@ def _loop(
     while True:
         if (reason := reached(limits, progress.turns, progress.output_tokens)) is not None:
             return reason
+        if progress.stop is not None and progress.stop.reached:
+            return stop_early.END_REASON
         minutes = minutes_left(limits, progress.turns, progress.output_tokens)
         message = simulated_clock.message(minutes)
         if session.prepare(message) + limits["token_limit"] > session.context_tokens:
@@ -200,8 +210,7 @@ def _loop(
         if changed is not None:
             record["conditions"], changed = changed, None
         transcript.append(record)
-        progress.turns += 1
-        progress.output_tokens += len(turn.reply_ids)
+        progress.turn(turn.reply, len(turn.reply_ids))
         report("turn", turn=progress.turns, output_tokens=progress.output_tokens)
         gc.collect()
         safe_point()

@@ -1,4 +1,4 @@
-"""`overnight cells`: one row a cell."""
+"""`overnight cells`: one row a cell. Those that follow others (their analysis) only where their grid is named."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 from overnight.cli import common, text
+from overnight.queue import follow
 from overnight.queue.states import Status
 
 _ROWS = 1000
@@ -26,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     with common.open_queue(paths) as queue:
         if args.grid:
             queue.grid(args.grid)
-        found = common.all_cells(queue, args.grid, args.status)
+        followers = {grid.id for grid in follow.apart(queue.grids())[1].values()} if args.grid is None else ()
+        found = (row for row in common.all_cells(queue, args.grid, args.status) if row.grid_id not in followers)
         if args.json:
             common.print_json_list(as_json(row) for row in itertools.islice(found, args.limit))
             return 0

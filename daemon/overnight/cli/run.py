@@ -12,6 +12,7 @@ from typing import Any
 
 from overnight.cli import common, screen, submit, text, up
 from overnight.paths import Paths
+from overnight.queue import follow as follows
 from overnight.queue.states import Status
 from overnight.queue.store import CellRow, GridRow, Queue
 
@@ -37,7 +38,12 @@ def run(args: argparse.Namespace) -> int:
             print(said)
         with common.open_queue(paths) as queue:
             follow(paths, queue, name)
-            return summary(paths, queue, name)
+            if (analysis := follows.apart(queue.grids())[1].get(name)) is not None:
+                follow(paths, queue, analysis.name)
+            code = summary(paths, queue, name)
+            if analysis is not None:
+                print(_analysed(paths, name, queue.grid(analysis.name)))
+            return code
     except KeyboardInterrupt:
         print("\ndetached; the work goes on. Look with: overnight status, overnight tail CELL -f")
         return 0
@@ -81,6 +87,13 @@ def summary(paths: Paths, queue: Queue, name: str) -> int:
     what = "results" if _is_command(grid) else "transcripts"
     print(f"\n{name}: {done} of {total} cells done; {what} in {paths.grid_results(name)}")
     return 0 if done == total else 1
+
+
+def _analysed(paths: Paths, name: str, analysis: GridRow) -> str:
+    """One line: the exit code tells of the grid's own cells."""
+    total, done = sum(analysis.counts.values()), analysis.counts[Status.DONE]
+    missing = "" if done == total else f"; the others: overnight cells {analysis.name}"
+    return f"{analysis.name}: {done} of {total} done, in {paths.analysis / name}{missing}"
 
 
 def _table(rows: list[CellRow], *, is_command: bool) -> str:

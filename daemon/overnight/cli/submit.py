@@ -78,6 +78,7 @@ def submit(paths: Paths, args: argparse.Namespace) -> tuple[str, str]:
     templates = [cell.template for cell in _one_a_template(expand(grid, only=only, engine=args.engine))]
     _refuse_large(grid.name, templates)
     _prepare_models(paths, templates)
+    _prepare_analysis(paths, grid)
     _warn_of_secrets(paths, grid)
     aside = common.Aside(paths, grid.name)
     with common.open_queue(paths) as queue:
@@ -128,6 +129,9 @@ def _from_file(args: argparse.Namespace) -> AnyGrid:
         return grid
     folder = Path(args.file).absolute().parent
     changes: dict[str, Any] = {"models": [_with_absolute_source(model, folder) for model in grid.models]}
+    encoder = grid.analysis.model
+    if encoder is not None and (folder / encoder).is_dir():
+        changes["analysis"] = grid.analysis.model_copy(update={"model": str((folder / encoder).resolve())})
     if args.engine:
         changes["name"] = f"{grid.name}-{args.engine}"
     return grid.model_copy(update=changes)
@@ -167,6 +171,8 @@ def _one_a_template(cells: Iterable[Any]) -> Iterable[Any]:
 
 def _prepare_models(paths: Paths, templates: list[dict[str, Any]]) -> None:
     """Have every model in the store before anything is queued: what cannot be had is said now, not at 3 a.m."""
+    from overnight.engines import model_store
+
     wanted = {
         (template["model"]["source"], template["model"]["dtype"])
         for template in templates
@@ -174,6 +180,21 @@ def _prepare_models(paths: Paths, templates: list[dict[str, Any]]) -> None:
     }
     for source, dtype in sorted(wanted):
         ensure_model(paths, source, dtype)
+        if (found := model_store.locate(paths.models, source, dtype)) is not None:
+            model_store.check_converses(found)
+
+
+def _prepare_analysis(paths: Paths, grid: AnyGrid) -> None:
+    """What the jobs after each cell will need, for the same reason. Raises UserError."""
+    from overnight.grid.command_schema import CommandGrid
+
+    if isinstance(grid, CommandGrid) or not grid.analysis.after_each:
+        return
+    from overnight.analysis.process import Options, Process
+    from overnight.grid import after_each
+
+    with Process(paths, Options(after_each.backends(grid.analysis), grid.analysis.method, grid.analysis.model)) as one:
+        one.check()
 
 
 def ensure_model(paths: Paths, source: str, dtype: str, *, name: str | None = None) -> str:

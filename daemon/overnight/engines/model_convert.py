@@ -8,18 +8,21 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from overnight.engines.model_sources import first_line
+from overnight.engines.model_sources import ENCODER_MARK, first_line, is_encoder
 from overnight.errors import ModelError
 
 DOWNLOAD_PATTERNS = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "*.model", "*.txt"]
 """What is fetched of a hub's repository: no other frameworks' copies of the weights."""
 
 _NO_DOWNLOAD = ["original/*", "onnx/*", "metal/*", "consolidated*", "*training_args*"]
+_ENCODER_SETTINGS = (ENCODER_MARK, "1_Pooling/config.json", "sentence_bert_config.json")
 _HUB_TIMEOUT_S = 5
 _SAMPLES = (
     "Hello, world! 10 hours and 0 minutes to go",
@@ -44,6 +47,8 @@ def convert(source: Path, target: Path, dtype: str, *, what: str) -> dict[str, s
         ) from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if is_encoder(source):
+        return _copy_encoder(source, target, getattr(torch, dtype), transformers, what)
     file = {"gguf_file": source.name} if source.suffix == ".gguf" else {}
     try:
         with _in_utf8(source.parent if file else source) as folder:
@@ -62,6 +67,26 @@ def convert(source: Path, target: Path, dtype: str, *, what: str) -> dict[str, s
         raise ModelError(f"{what} cannot be read by transformers: {first_line(error)}") from None
     _check_same(tokenizer, again, what)
     return {"torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def _copy_encoder(source: Path, target: Path, dtype: Any, transformers: Any, what: str) -> dict[str, str]:
+    """An encoder of sentence-transformers: its weights in that dtype, and the settings that say how to pool."""
+    try:
+        with _in_utf8(source) as folder:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = transformers.AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        _forget_origin(model)
+        model.save_pretrained(str(target))
+        tokenizer.save_pretrained(str(target))
+        for name in _ENCODER_SETTINGS:
+            if (source / name).is_file():
+                (target / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(source / name, target / name)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - transformers raises whatever its parts raise
+        raise ModelError(f"{what} cannot be read by transformers: {first_line(error)}") from None
+    return {name: sys.modules[name].__version__ for name in ("torch", "transformers")}
 
 
 @contextlib.contextmanager

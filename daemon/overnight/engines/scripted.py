@@ -10,6 +10,7 @@ depend on the whole history, so that a wrong replay is found out. Settings (`opt
                     a shrink drops it
     spike_at_turn   the turn (from 1) that touches spike_bytes for a moment, and lets go of them
     fail_at_turn    the turn (from 1) that fails, with fail_kind: error | memory | exit | hang (default error)
+    repeat_from     the turn (from 2) from which on each reply is that of the turn before it
     load_s          seconds that loading takes (default 0)
     context_tokens  size of the context window (default 100000)
 """
@@ -86,8 +87,11 @@ class ScriptedSession:
         self._maybe_fail()
         prefill = self._prefill(self._chunk)
         rng = random.Random(f"{seed}:{prefill}")  # noqa: S311 - a script, not a secret
-        wanted = self._reply_length(rng)
-        reply = [rng.randrange(len(_WORDS)) for _ in range(min(wanted, token_limit))]
+        if self._repeats():
+            wanted, reply = len(self._lead), self._lead
+        else:
+            wanted = self._reply_length(rng)
+            reply = [rng.randrange(len(_WORDS)) for _ in range(min(wanted, token_limit))]
         self._misbehave()
         self._lead = reply
         return Turn(
@@ -131,6 +135,10 @@ class ScriptedSession:
     def _reply_length(self, rng: random.Random) -> int:
         wanted = self._options.get("reply_tokens", (5, 40))
         return int(wanted) if isinstance(wanted, int) else rng.randint(int(wanted[0]), int(wanted[1]))
+
+    def _repeats(self) -> bool:
+        since = self._options.get("repeat_from")
+        return since is not None and self._turn >= max(2, int(since))
 
     def _misbehave(self) -> None:
         self._pass(float(self._options.get("delay_s", 0.0)))

@@ -72,6 +72,7 @@ class TransformersEngine:
     def load(self) -> None:
         # Adding a model is a process of its own: what converting needs is not carried into every child.
         self._manifest = model_store.ensure(self._store, self._source, self._dtype)
+        model_store.check_converses(self._manifest)
         torch = _torch()
         self._tokenizer, self._model = self._read(torch, self._manifest)
         self._tokens = _TokenizerTokens(self._tokenizer)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from overnight.errors import GridError
-from overnight.grid import command_cells, keys
+from overnight.grid import after_each, command_cells, keys
 from overnight.grid.command_schema import CommandGrid
 from overnight.grid.nearest import quoted
 from overnight.grid.planned import Filter, Only, PlannedCell, cell_seed, usual_number
@@ -63,7 +63,8 @@ def policy(grid: AnyGrid) -> dict[str, Any]:
     """How cells are tried; no part of their specification, so a change of it changes no cell."""
     if isinstance(grid, CommandGrid):
         return command_cells.policy(grid)
-    return {"timeout_s": grid.limits.timeout, "tries": grid.tries, "memory_bytes": grid.memory}
+    found = {"timeout_s": grid.limits.timeout, "tries": grid.tries, "memory_bytes": grid.memory}
+    return {**found, "then": after_each.then(grid.name, grid.analysis)} if grid.analysis.after_each else found
 
 
 def _cells(grid: Grid, chosen: _Chosen, *, scripted: bool) -> Iterator[PlannedCell]:
@@ -84,6 +85,8 @@ def _template(
     limits = grid.limits.model_dump(exclude={"timeout"})  # the timeout is policy
     for axis, value in axes.items():
         (sampling if axis in Sampling.model_fields else limits)[axis] = value
+    if limits["stop_early"] is None:
+        del limits["stop_early"]  # cells of before are to stay the cells that they were
     replaced = scripted and model.engine != "scripted"
     return {
         "v": 1,

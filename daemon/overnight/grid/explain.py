@@ -22,6 +22,7 @@ KINDS: dict[str, type[Grid | CommandGrid]] = {"idle_loop": Grid, "command": Comm
 """What `kind` may be in a grid file -> its schema."""
 
 _MOVED = {
+    "analysis": "; a command has no conversation",
     "limits": "; a command has none: write timeout at the top",
     "models": "; a command has none",
     "scaffolds": "; a command has none",

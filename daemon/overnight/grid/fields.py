@@ -129,6 +129,7 @@ TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="a nu
 TopK = Annotated[int, _whole(0, 1_000_000, " (off)")]
 Iterations = Annotated[int, _whole(1, 1_000_000)]
 TargetTokens = Annotated[int | None, _whole(1, 1_000_000_000, or_null=", or null for none")]
+RepeatingTurns = Annotated[int | None, _whole(1, 1_000_000, or_null=", or null for never")]
 TokenLimit = Annotated[int, _whole(1, 1_000_000)]
 ShiftHours = Annotated[
     float, Field(ge=0.1, le=10_000, allow_inf_nan=False, description="a number of hours from 0.1 to 10000")

@@ -27,6 +27,7 @@ class ScriptedOptions(Section):
     fail_kind: Annotated[
         Literal["error", "memory", "exit", "hang"], Field(description="one of error, memory, exit, hang")
     ] = "error"
+    repeat_from: Turn = None
     context_tokens: ContextTokens = 100_000
 
 

@@ -5,6 +5,7 @@
      |- scaffolds: Scaffold (a built-in one by number or name, or one of one's own)
      |- axes: Axes
      |- limits: Limits
+     |- analysis: Analysis
 
 Every field has a description that completes "expected ..."; `explain.py` makes the messages from them.
 Validation is strict: "3" is no number, true is no number, an unknown key is an error.
@@ -17,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_serializer, model_validator
 
-from overnight.grid import keys
+from overnight.grid import after_each, keys
 from overnight.grid.fields import (
     MOST_CELLS,
     MOST_RUNS,
@@ -25,6 +26,7 @@ from overnight.grid.fields import (
     Iterations,
     Memory,
     Name,
+    RepeatingTurns,
     Runs,
     Section,
     Seed,
@@ -59,12 +61,15 @@ class Sampling(Section):
 
 
 class Limits(Section):
-    """What ends a reply, a cell, an attempt. timeout: seconds of one attempt; all others are the transcript's."""
+    """What ends a reply, a cell, an attempt. timeout: seconds of one attempt; all others are the transcript's.
+
+    stop_early: a cell ends when so many of its turns have repeated what was said before."""
 
     max_iterations: Iterations = 50
     target_output_tokens: TargetTokens = 6000
     token_limit: TokenLimit = 2000
     shift_hours: ShiftHours = 10.0
+    stop_early: RepeatingTurns = None
     timeout: Timeout = None
 
 
@@ -81,6 +86,7 @@ class Axes(Section):
     target_output_tokens: Values[TargetTokens] = Field(default_factory=list)
     token_limit: Values[TokenLimit] = Field(default_factory=list)
     shift_hours: Values[ShiftHours] = Field(default_factory=list)
+    stop_early: Values[RepeatingTurns] = Field(default_factory=list)
 
     def given(self) -> dict[str, list[keys.AxisValue]]:
         """The axes that the file has, with their values."""
@@ -168,6 +174,21 @@ class Scaffold(Section):
         return self
 
 
+class Analysis(Section):
+    """How the grid's conversations are analysed; no part of any cell's specification.
+
+    after_each: a small job for each cell that is done, in a grid of its own (`after_each.py`). model: what `embedding`
+    embeds with. timeseries: whose figures of each turn are handed on to MLflow."""
+
+    after_each: Annotated[bool, Field(description="true or false")] = False
+    backend: Annotated[Literal["tfidf", "embedding"], Field(description="one of tfidf, embedding")] = "tfidf"
+    method: Annotated[Literal["absolute", "profile"], Field(description="one of absolute, profile")] = "absolute"
+    model: Annotated[Source | None, Field(description="a model that was added for embeddings, or null")] = None
+    timeseries: Annotated[Literal["off", "tfidf", "embedding"], Field(description="one of off, tfidf, embedding")] = (
+        "off"
+    )
+
+
 class Grid(Section):
     """A whole grid file of idle loops."""
 
@@ -188,6 +209,7 @@ class Grid(Section):
     limits: Annotated[Limits, Field(description="a mapping of limits")] = Limits()
     memory: Memory = None
     template_date: Day = "2025-01-01"
+    analysis: Annotated[Analysis, Field(description="a mapping with after_each, backend, method, ...")] = Analysis()
 
     @field_validator("models")
     @classmethod
@@ -222,9 +244,13 @@ def cells_problem(grid: Grid) -> tuple[str, str] | None:
         return "runs", f"the grid has {total} cells, expected at most {MOST_CELLS}; lower runs or shorten an axis"
     scaffolds, models = [scaffold.name for scaffold in grid.scaffolds], [model.name for model in grid.models]
     longest = keys.longest(scaffolds, models, grid.axes.given(), grid.runs)
-    if len(longest) > keys.LONGEST_KEY:
-        said = f"there would be a cell key {quoted(longest)}, expected at most {keys.LONGEST_KEY} characters"
+    most = keys.LONGEST_KEY - (after_each.KEY_CHARACTERS if grid.analysis.after_each else 0)
+    if len(longest) > most:
+        said = f"there would be a cell key {quoted(longest)}, expected at most {most} characters"
         return "scaffolds", f"{said}; use shorter names or fewer axes"
+    if grid.analysis.after_each and len(grid.name) > after_each.LONGEST_NAME:
+        said = f"found {quoted(grid.name)}, whose analysis is the grid NAME{after_each.SUFFIX}"
+        return "name", f"{said}; expected at most {after_each.LONGEST_NAME} characters"
     if (same := keys.same_key(scaffolds, models)) is not None:
         (scaffold, model), (other_scaffold, other_model) = same
         said = f"scaffold {scaffold} with model {model} and scaffold {other_scaffold} with model {other_model}"

@@ -11,6 +11,7 @@ import pwd
 import stat
 from pathlib import Path
 
+from overnight import home_signs
 from overnight.errors import ConfigError
 
 UMASK = "OVERNIGHT_UMASK"
@@ -30,12 +31,17 @@ def tighten_umask() -> None:
         os.environ[UMASK] = f"{before:03o}"
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, take_over: bool = True) -> None:
     """Have a folder of our own that nobody else may enter, also where it was there before (git makes var/ with the
-    user's umask). Raises SomebodyElses, OSError."""
+    user's umask). Raises ConfigError (SomebodyElses, or a var/ that is not Overnight's at all), OSError.
+
+    take_over: root may have what git has just made for another user."""
+    refuse_to_lock_out(folder)
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.name == home_signs.VAR:
+        home_signs.refuse_strange(folder)
     found = folder.stat()
-    if found.st_uid != os.geteuid() and not _taken_over(folder):
+    if found.st_uid != os.geteuid() and not (take_over and _taken_over(folder)):
         raise SomebodyElses(
             f"{folder}: it belongs to {_name(found.st_uid)}, and this is run by {_name(os.geteuid())}: what is made "
             f"here now would be closed to the former; run it as that user (sudo -u '#{found.st_uid}' overnight ...), "
@@ -50,6 +56,19 @@ def make_folder(folder: Path) -> None:
             # A file of several names may be somebody's who has linked it here.
             if stat.S_ISREG(of.st_mode) and of.st_nlink == 1:
                 _shut(Path(entry.path), of)
+
+
+def refuse_to_lock_out(folder: Path) -> None:
+    """Root makes nothing new in another user's folder: that user could not enter it. Raises SomebodyElses."""
+    if os.geteuid() != 0 or os.path.lexists(folder):
+        return
+    above = next(each for each in folder.parents if each.is_dir())
+    if owner := above.stat().st_uid:
+        raise SomebodyElses(
+            f"{folder}: it is not there yet, {above} belongs to {_name(owner)}, and what {_name(0)} makes here would "
+            f"be closed to the former; run it as that user (sudo -u '#{owner}' overnight ...), or choose another home "
+            "with --home DIR"
+        )
 
 
 def _taken_over(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -120,6 +121,25 @@ def test_refusals_are_one_line(home: Home, tmp_path: Path) -> None:
     home("backup", str(tmp_path / "b.tar"))
     assert "is there already" in home("backup", str(tmp_path / "b.tar"), code=2).stderr
     assert "is there already" in home("restore", str(tmp_path / "b.tar"), code=2).stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_one_that_is_asked_to_end_leaves_nothing(home: Home, tmp_path: Path, number: signal.Signals) -> None:
+    """A timer's time is over: as Ctrl-C."""
+    home.submit()
+    with (home.paths.log / "large").open("wb") as file:
+        file.truncate(2**34)
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    args = [sys.executable, "-m", "overnight", "--home", home.paths.home, "backup", "--logs", folder / "b.tar.gz"]
+    with subprocess.Popen(args, stderr=subprocess.PIPE) as process:
+        until(lambda: any(path.stat().st_size for path in folder.glob(".b.tar.gz.*.queue.tmp")))
+        until(lambda: len(list(folder.iterdir())) == 2)
+        process.send_signal(number)
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + number
+    assert list(folder.iterdir()) == []
 
 
 @pytest.mark.root

@@ -11,6 +11,7 @@ import pytest
 
 from helpers.home import Home, environment
 from helpers.waiting import until
+from overnight.paths import Paths
 from overnight.queue.store import Queue
 
 OF_THE_COMMAND = {"result.user.json"}
@@ -63,10 +64,55 @@ def test_nothing_is_open_after_a_night_under_umask_000(tmp_path: Path) -> None:
 @pytest.mark.root
 def test_somebody_elses_home_is_refused_by_every_command(home: Home) -> None:
     os.chown(home.paths.var, 65534, 65534)
-    for command in (["status"], ["cells"], ["up"], ["submit", str(home.grid())], ["daemon"], ["models", "list"]):
+    for command in (["up"], ["submit", str(home.grid())], ["daemon"], ["cancel", "x"], ["models", "add", "x"]):
         said = home(*command, code=2).stderr
         assert said.startswith(f"overnight: {home.paths.var}: it belongs to ")
         assert said.count("\n") == 1
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("unused", [False, True])
+def test_root_that_looks_at_somebody_elses_home_makes_no_queue_there(tmp_path: Path, unused: bool) -> None:
+    """unused: a checkout's, which a command that works there would take over."""
+    home = Home(tmp_path / "h")
+    paths = home.paths
+    if unused:
+        for folder in (
+            paths.registry,
+            paths.run,
+            paths.log,
+            paths.models,
+            paths.results,
+            paths.analysis,
+            paths.reports,
+        ):
+            folder.rmdir()
+        (paths.var / ".gitkeep").touch()
+    everything = [paths.home, *paths.home.rglob("*")]
+    for path in everything:
+        os.chown(path, 65534, 65534)
+    for command in (["status"], ["cells"], ["show", "x"], ["tail", "x"], ["verify"]):
+        assert home(*command, code=2).stderr == (
+            f"overnight: {paths.queue}: there is no queue yet: submit a grid first\n"
+        )
+    home("models", "list")
+    home("doctor", code=None)
+    assert sorted([paths.home, *paths.home.rglob("*")]) == sorted(everything)
+    assert {path.stat().st_uid for path in everything} == {65534}
+
+
+@pytest.mark.root
+def test_root_that_looks_makes_no_home_in_somebody_elses_folder(tmp_path: Path) -> None:
+    home = Home(tmp_path / "h")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    home.paths = Paths.of(theirs)
+    for command in (["status"], ["cells"], ["verify"], ["models", "list"], ["doctor"], ["submit", "x"]):
+        said = home(*command, code=2).stderr
+        assert f"{theirs} belongs to nobody (uid 65534)" in said
+        assert said.count("\n") == 1
+    assert list(theirs.iterdir()) == []
 
 
 @pytest.mark.root

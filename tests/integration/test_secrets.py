@@ -126,6 +126,16 @@ def test_a_result_without_them_stays_as_it_was_written(run: Run) -> None:
     assert (cell.folder / "result.user.json").read_text() == '{"loss": 0.5}\n'
 
 
+@pytest.mark.parametrize("how", ["exit 0", "exit 3", "kill -SEGV $$", "exit 75"])
+@pytest.mark.parametrize("name", ['"$OVERNIGHT_RESULT".tmp', '"$OVERNIGHT_RESULT"~', "../.result.user.json.k3j"])
+def test_a_result_that_is_half_written_is_removed(run: Run, name: str, how: str) -> None:
+    """Whoever writes beside it and renames may die in between, in the middle of a secret."""
+    cell = run(f'echo "$CANARY_ENV" > {name}; printf %.9s "$CANARY_FILE" >> {name}; {how}', cwd="scratch")
+    assert cell.ended().outcome in ("completed", "failed", "yielded")
+    assert list(cell.folder.glob("*result.user.json*")) + list(cell.folder.glob(".*")) == []
+    assert leaks(cell.folder) == []
+
+
 @pytest.mark.parametrize("odd", ["mkdir", "ln -s /etc/passwd", "mkfifo -m 600"])
 def test_an_odd_result_does_no_harm(run: Run, odd: str) -> None:
     cell = run(f'{odd} "$OVERNIGHT_RESULT"')

@@ -52,6 +52,7 @@ def test_what_is_not_ours_alone_is_left_as_it_is(tmp_path: Path) -> None:
     outside.chmod(0o644)
     var = tmp_path / "h" / "var"
     var.mkdir(parents=True, mode=0o755)
+    (var / "queue.db").touch()
     (var / "link").symlink_to(outside)
     (var / "hard").hardlink_to(outside)
     Paths.of(tmp_path / "h").ensure()
@@ -60,7 +61,7 @@ def test_what_is_not_ours_alone_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_what_vanishes_while_it_is_shut_is_no_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As registrations and heartbeats of a daemon that works meanwhile."""
-    folder = tmp_path / "var"
+    folder = tmp_path / "run"
     folder.mkdir(mode=0o755)
     for name in ("a", "b", "c"):
         (folder / name).touch(0o644)
@@ -152,6 +153,71 @@ def test_somebody_elses_folder_is_refused_in_one_line(tmp_path: Path, name: str,
     assert f"chown -R 0 {folder}" in said
     assert "--home DIR" in said
     assert said.isprintable()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("below", ["", "new", "new/er"])
+def test_root_makes_no_home_in_another_users_folder(tmp_path: Path, below: str) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, 65534, 65534)
+    with pytest.raises(private.SomebodyElses) as caught:
+        Paths.of(theirs / below).ensure()
+    said = str(caught.value)
+    assert f"{theirs} belongs to " in said
+    assert "sudo -u '#65534' overnight" in said
+    assert "--home DIR" in said
+    assert list(theirs.iterdir()) == []
+
+
+@pytest.mark.root
+def test_root_uses_its_own_home_in_another_users_folder(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / "roots").mkdir(parents=True)
+    os.chown(theirs, 65534, 65534)
+    assert Paths.of(theirs / "roots").ensure().config.is_file()
+
+
+@pytest.mark.root
+def test_nothing_of_a_taken_over_var_is_roots_in_a_folder_that_is_no_checkout(tmp_path: Path) -> None:
+    """Its etc/ and grids/ would be, in another user's folder."""
+    var = tmp_path / "theirs" / "var"
+    var.mkdir(parents=True)
+    (var / ".gitkeep").touch()
+    for path in (var.parent, var):
+        os.chown(path, 65534, 65534)
+    with pytest.raises(private.SomebodyElses):
+        Paths.of(var.parent).ensure()
+    assert [path.name for path in var.parent.iterdir()] == ["var"]
+    assert var.stat().st_uid == 65534
+
+
+@pytest.mark.parametrize(
+    ("home", "said"),
+    [("", "--home is empty; a folder is expected"), ("~no-such-user-here/h", "no such user's folder")],
+)
+def test_a_home_that_no_path_says_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: str, said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        Paths.of(home)
+
+
+def test_an_empty_variable_names_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OVERNIGHT_HOME", "")
+    assert Paths.of().home != tmp_path
+
+
+def test_a_file_is_no_home(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(ConfigError, match=f"^{file}: it is a file, and a folder is expected"):
+        Paths.of(file).ensure()
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(ConfigError, match="it is a link that leads nowhere, and a folder is expected"):
+        Paths.of(tmp_path / "link").ensure()
 
 
 @pytest.mark.parametrize("what", ["file", "link to nowhere", "link to itself"])

@@ -19,7 +19,7 @@ from overnight.durable import canonical
 from overnight.paths import Paths
 from overnight.queue.states import Outcome, Status
 from overnight.queue.store import Queue
-from overnight.repair import check_cell, check_queue, check_store
+from overnight.repair import check_cell, check_queue, check_store, repair
 from overnight.repair.check_cell import Seen
 from overnight.repair.deep import Deep
 from overnight.repair.view import View
@@ -148,6 +148,25 @@ def test_what_is_only_told(paths: Paths) -> None:
     said = "\n".join(notes(paths))
     for what in ("results/another: unknown", "night/strange: unknown", "left over", "cut-1", "torn last line"):
         assert what in said, what
+
+
+def test_what_a_killed_restore_unpacked(paths: Paths) -> None:
+    """Noted, and removed by a repair; not of one whose process lives."""
+    gone, lives = (paths.home / f".overnight-restore-{pid}" for pid in (2**22 + 7, os.getpid()))
+    for folder in (gone, lives):
+        (folder / "home" / "var").mkdir(parents=True)
+        (folder / "home" / "var" / "queue.db").write_text("x")
+    assert found(paths) == []
+    (said,) = notes(paths)
+    assert f"{gone.name}: unpacked by a restore that was killed; " in said
+    assert f"rm -r {gone}" in said
+    (step,) = repair.run(paths, dry_run=True).steps
+    assert (step.where, step.does) == (gone.name, "removed")
+    assert gone.exists()
+    repair.run(paths)
+    assert not gone.exists()
+    assert (lives / "home" / "var" / "queue.db").exists()
+    assert notes(paths) == []
 
 
 def test_modes_that_let_others_in(paths: Paths) -> None:

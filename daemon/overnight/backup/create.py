@@ -27,6 +27,8 @@ from overnight.backup.writer import Writer, packed
 from overnight.engines import model_store
 from overnight.errors import ModelError, UserError
 from overnight.paths import Paths
+from overnight.queue.probe import probe
+from overnight.repair import unknown_grids
 
 _PASSES = 30
 
@@ -34,9 +36,13 @@ _PASSES = 30
 class Backup:
     """One backup. `told`, `queue` and `passes` are complete when `pieces` has come to its end."""
 
-    def __init__(self, paths: Paths, scratch: Path, *, logs: bool = False, models: bool = False) -> None:
-        """scratch: a file that may be made for the copy of the queue; whoever made this removes it."""
+    def __init__(
+        self, paths: Paths, scratch: Path, *, logs: bool = False, models: bool = False, incomplete: bool = False
+    ) -> None:
+        """scratch: a file that may be made for the copy of the queue; whoever made this removes it. incomplete: also
+        of a home whose queue does not know the grids that there are results of."""
         self._paths, self._scratch, self._logs, self._models = paths, scratch, logs, models
+        self._incomplete = incomplete
         self.told = Told()
         self.queue: snapshot.Snapshot | None = None
         self.passes = 0
@@ -46,7 +52,13 @@ class Backup:
         paths, now_s = self._paths, time.time()
         writer = Writer()
         files = Files(paths.home, writer, self.told)
+        folders = unknown_grids.folders(paths)  # before the queue: whatever appears meanwhile is in it already
+        if not probe(paths.queue) and (lost := unknown_grids.unknown(paths, (), folders)):
+            raise UserError(f"{paths.queue}: missing or empty; {unknown_grids.told(lost)}; no backup was made")
         queue = self.queue = snapshot.take(paths.queue, self._scratch)
+        # In the place of a good backup, one of a queue that was lost would be a second loss.
+        if not self._incomplete and (lost := unknown_grids.unknown(paths, queue.grids, folders)):
+            raise UserError(f"{unknown_grids.told(lost)}; no backup was made: --incomplete makes one all the same")
         self.passes = 1
         yield from writer.json(layout.ABOUT, _about(paths, queue, now_s, self._logs, self._models), now_s)
         yield from _queue_member(writer, queue)
@@ -71,13 +83,21 @@ class Backup:
         yield from writer.end({**end, "cells": queue.cells}, now_s)
 
 
-def create(paths: Paths, target: Path, *, replace: bool = False, logs: bool = False, models: bool = False) -> Backup:
+def create(
+    paths: Paths,
+    target: Path,
+    *,
+    replace: bool = False,
+    logs: bool = False,
+    models: bool = False,
+    incomplete: bool = False,
+) -> Backup:
     """Write the backup to `target`, whole or not at all. Raises UserError, and nothing is left behind then."""
     suffix = layout.suffix(target.name)
     check_target(paths, target, replace=replace)
     _remove_leftovers(target)
     scratch = target.with_name(f".{target.name}.{os.getpid()}.queue.tmp")
-    backup = Backup(paths, scratch, logs=logs, models=models)
+    backup = Backup(paths, scratch, logs=logs, models=models, incomplete=incomplete)
     try:
         durable.write_atomic(target, packed(backup.pieces(), suffix))
     except OSError as error:
@@ -129,7 +149,7 @@ def _about(paths: Paths, queue: snapshot.Snapshot, now_s: float, logs: bool, mod
         "home": os.fsencode(paths.home).decode(errors="backslashreplace"),
         "machine": platform.machine(),
         "python": platform.python_version(),
-        "grids": queue.grids,
+        "grids": len(queue.grids),
         "cells": queue.cells,
         "logs": logs,
         "models_included": models,

@@ -30,6 +30,9 @@ SUMS_EVERY = 1000
 META_BYTES = 1 << 26
 """No file of ours in there is larger: a thousand names of at most 4 KiB, six bytes for each that is no ASCII."""
 
+STAGING = ".overnight-restore-"
+"""And a pid: where a restore unpacks, in the home."""
+
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 
 _ROOTS = ("etc", "grids", RESULTS, "var/models", "var/log")

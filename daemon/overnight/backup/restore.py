@@ -82,6 +82,7 @@ def _check(stream: BinaryIO, folder: Path) -> Found:
 def restore(stream: BinaryIO, paths: Paths) -> Found:
     """Fill the home with what the archive holds. Raises UserError; then the home is as it was."""
     made = [folder for folder in (paths.home, paths.var, paths.run) if not folder.exists()]
+    private.refuse_to_lock_out(paths.var)
     try:
         durable.make_folders(paths.home)
         for folder in (paths.var, paths.run):

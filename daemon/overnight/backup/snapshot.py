@@ -27,13 +27,13 @@ AFRESH = ("reset", "replaced", "repaired")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """file: the copy, private to us. last_event: the newest that it holds. cells: how many are in each status.
-    identity: of the file that it is a copy of."""
+    """file: the copy, private to us. last_event: the newest that it holds. grids: their names. cells: how many are in
+    each status. identity: of the file that it is a copy of."""
 
     file: Path
     schema: int
     last_event: int
-    grids: int
+    grids: frozenset[str]
     cells: dict[str, int]
     identity: tuple[int, int]
 
@@ -112,7 +112,7 @@ def _look(queue: Path, target: Path, identity: tuple[int, int]) -> Snapshot:
             file=target,
             schema=int(db.execute("PRAGMA user_version").fetchone()[0]),
             last_event=int(db.execute("SELECT coalesce(max(id), 0) FROM events").fetchone()[0]),
-            grids=int(db.execute("SELECT count(*) FROM grids").fetchone()[0]),
+            grids=frozenset(name for (name,) in db.execute("SELECT name FROM grids")),
             cells=cells,
             identity=identity,
         )

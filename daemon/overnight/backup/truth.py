@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from overnight.backup import layout
+from overnight.queue import specs
 
 _COMMIT_EVERY = 10_000
+_RECORDED = ("transcript.jsonl", "result.json", "conversation.json")
+_OF_KIND = {"command": "result.json", specs.IMPORTED: "conversation.json"}
+"""What of a done cell's files has the hash that the queue recorded; of an idle loop its transcript."""
 
 
 class Sums:
-    """SHA-256 of transcripts and results by name, in a file of its own: there may be a million of them."""
+    """SHA-256 of what the queue recorded hashes of, by name, in a file of its own: there may be a million of them."""
 
     def __init__(self, path: Path) -> None:
         self._db = sqlite3.connect(path)
@@ -25,12 +29,12 @@ class Sums:
         self._waiting = 0
 
     def note(self, name: str, sha256: str) -> None:
-        if name.endswith(("/transcript.jsonl", "/result.json")):
+        if name.endswith(tuple(f"/{each}" for each in _RECORDED)):
             self._change("INSERT OR REPLACE INTO sums VALUES (?, ?)", os.fsencode(name), sha256)
 
     def forget(self, folder: str) -> None:
         """What was in this folder is replaced."""
-        for name in ("transcript.jsonl", "result.json"):
+        for name in _RECORDED:
             self._change("DELETE FROM sums WHERE name = ?", os.fsencode(f"{folder}/{name}"))
 
     def of(self, name: str) -> str | None:
@@ -62,7 +66,9 @@ def untrue(queue: Path, sums: Sums) -> Iterator[str]:
             if spec_id not in kinds:
                 (text,) = db.execute("SELECT json FROM specs WHERE id = ?", (spec_id,)).fetchone()
                 kinds[spec_id] = str(json.loads(text).get("kind"))
-            name = "result.json" if kinds[spec_id] == "command" else "transcript.jsonl"
+            if sha256 is None and kinds[spec_id] == specs.IMPORTED:
+                continue  # its conversation was not among the files
+            name = _OF_KIND.get(kinds[spec_id], "transcript.jsonl")
             found = sums.of(f"{layout.RESULTS}/{grid}/{key}/{name}")
             if found is None:
                 yield f"{grid}/{key}: done, but its {name} is missing"

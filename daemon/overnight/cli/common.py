@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ from overnight.cli import heartbeat, text
 from overnight.dispatch import records
 from overnight.errors import QueueError, UserError
 from overnight.paths import Paths
+from overnight.queue import specs
 from overnight.queue.store import CellRow, Queue
 
 
@@ -25,16 +26,17 @@ def home(args: argparse.Namespace, *, looks: bool = False) -> Paths:
     log to the owner of the queue.) Raises ConfigError."""
     paths = Paths.of(args.home)
     try:
-        return paths.ensure()
+        return paths.ensure(take_over=not looks)
     except private.SomebodyElses:
-        if looks and os.geteuid() == 0 and paths.queue.exists():
+        if looks and os.geteuid() == 0 and paths.var.is_dir():
             return paths
         raise
 
 
 def open_queue(paths: Paths, *, check: bool = False) -> Queue:
-    """check: also look for damage, as the daemon does when it starts."""
-    return Queue.open(paths.queue, check=check)
+    """check: also look for damage, as the daemon does when it starts. Root that looks at another user's home makes no
+    queue there."""
+    return Queue.open(paths.queue, check=check, create=paths.var.stat().st_uid == os.geteuid())
 
 
 def daemon_state(paths: Paths) -> dict[str, Any] | None:
@@ -85,6 +87,18 @@ def chosen(args: argparse.Namespace, queue: Queue) -> list[int]:
         raise UserError(f"{args.command}: name at least one CELL, or --grid G for a whole grid")
     queue.grid(args.grid)
     return list(queue.cell_ids(args.grid))
+
+
+def left_imported(args: argparse.Namespace, queue: Queue, cells: Sequence[int]) -> str:
+    """What is said of the imported cells among these, which `cancel` and `retry` pass over; "" when there are none."""
+    if args.cell:
+        imported = sum(queue.cell_spec(number)["kind"] == specs.IMPORTED for number in cells)
+    else:  # of a grid all cells are imported, or none
+        imported = len(cells) if queue.grid(args.grid).spec.get("kind") == specs.IMPORTED else 0
+    if not imported:
+        return ""
+    which = "1 imported cell stays as it is" if imported == 1 else f"{imported} imported cells stay as they are"
+    return f"; {which}: nothing here runs what another harness did"
 
 
 class Aside:

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
     from overnight.dispatch.stopping import StopSignal
     from overnight.logs import open_log
     from overnight.queue.store import Queue, QueueUnavailable
+    from overnight.repair import unknown_grids
 
     parent = os.getppid()
     paths = common.home(args)
@@ -53,10 +54,13 @@ def run(args: argparse.Namespace) -> int:
         started = False
         while not stop.requested:
             try:
+                folders = unknown_grids.folders(paths)
                 # A submit of a million cells holds the write lock for many seconds: the loop must not stand still.
                 with Queue.open(paths.queue, check=True, busy_timeout_s=1.0) as queue:
                     if not started:
                         log.info("daemon_started", pid=os.getpid(), home=str(paths.home))
+                        if lost := unknown_grids.unknown(paths, {grid.name for grid in queue.grids()}, folders):
+                            log.warning("results_unknown", grids=lost, todo=unknown_grids.TODO)
                     started = True
                     gc.collect()
                     Dispatcher(

@@ -11,16 +11,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from overnight import __version__, private
+from overnight import __version__, interrupts, private
 from overnight.cli import screen, text
 from overnight.errors import UserError
 from overnight.line import clear
 
 COMMANDS = (
     *("run", "up", "down", "submit", "status", "cells", "show", "tail", "cancel", "retry", "reset", "verify"),
-    *("repair", "backup", "restore", "models", "doctor", "daemon"),
+    *("repair", "backup", "restore", "import", "export", "audit", "analyze", "report", "mlflow", "models", "doctor"),
+    "daemon",
 )
 """Each is a module of `overnight.cli`. Only what was asked for is imported: half of a command's time was the others."""
+
+_MODULES = {"import": "import_cells"}
+"""Of commands that are called like a word of Python's own."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +51,7 @@ def parser(names: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"overnight {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in names:
-        importlib.import_module(f"overnight.cli.{name}").add(commands)
+        importlib.import_module(f"overnight.cli.{_MODULES.get(name, name)}").add(commands)
     return top
 
 
@@ -61,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
     # Whichever of them is the command, and not a folder or a cell of that name, it is among these.
     args = parser([name for name in COMMANDS if name in argv] or COMMANDS).parse_args(argv)
     try:
+        interrupts.heed()
         code: int = args.run(args)
         sys.stdout.flush()
     except UserError as error:
@@ -84,8 +89,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def entry() -> None:
-    """Console script."""
+    """What `__main__` comes to. Before and after the command Ctrl-C ends the process silently."""
+    interrupts.end_silently()
     private.tighten_umask()
     with screen.guarded():
         code = main(sys.argv[1:])
+        interrupts.end_silently()
     sys.exit(code)

@@ -13,10 +13,12 @@ Mend what can be mended without inventing anything. Everything that is changed i
 var/repair/TIME/, with report.json: what was found, what was done, and why. A second repair finds nothing to do.
 
   queue.db              every row that can be read goes into a new file; rows that cannot are named
+  grids that it lost    cells are put back as their transcripts tell
   damaged transcripts   cut to the whole lines before the damage; only the turns behind are produced again
   done, and not so      a cell whose transcript or result is not what was recorded is pending again
   result.json           written again from its transcript
-  what is left over     temporary files, registrations of dead processes, modes that let others look in
+  what is left over     temporary files, registrations of dead processes, what a killed restore unpacked, modes
+                        that let others look in
 
 No daemon may run: `overnight down` first. Look first with --dry-run, or with `overnight verify --deep`.
 """

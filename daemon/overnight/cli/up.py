@@ -16,6 +16,7 @@ from overnight.config import load_config
 from overnight.dispatch.signals import Handle
 from overnight.errors import UserError
 from overnight.paths import Paths
+from overnight.repair import unknown_grids
 
 _WAIT_S = 30.0
 _SILENT_S = 15.0
@@ -31,7 +32,8 @@ def add(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     paths = common.home(args)
     if args.foreground:
-        _check(paths)
+        for line in _check(paths):
+            print(line, flush=True)
         if supervise.rpc(paths) is not None:
             raise UserError(f"supervisord is already running on {paths.home}; stop it with `overnight down`")
         command = supervise.command(paths, foreground=True)
@@ -43,9 +45,9 @@ def run(args: argparse.Namespace) -> int:
 
 def ensure(paths: Paths) -> list[str]:
     """Have supervisord, daemon and watchdog running; says what was done. Raises UserError."""
-    _check(paths)
+    warnings = _check(paths)
     try:
-        return _ensure(paths)
+        return [*_ensure(paths), *warnings]
     except (Fault, http.client.HTTPException, ConnectionError):
         raise UserError("supervisord stopped meanwhile; was that not on purpose: `overnight up` again") from None
 
@@ -70,10 +72,14 @@ def _ensure(paths: Paths) -> list[str]:
     return said or [f"already up (supervisord pid {supervisor.getPID()}, daemon pid {daemon})"]
 
 
-def _check(paths: Paths) -> None:
+def _check(paths: Paths) -> list[str]:
+    """Warnings, a line each. Raises UserError for what has to be mended first."""
     supervise.check(paths)
     load_config(paths.config)
-    common.open_queue(paths, check=True).close()
+    folders = unknown_grids.folders(paths)
+    with common.open_queue(paths, check=True) as queue:
+        lost = unknown_grids.unknown(paths, {grid.name for grid in queue.grids()}, folders)
+    return [f"warning: {unknown_grids.told(lost)}"] if lost else []
 
 
 def _end_silent_daemon(paths: Paths, supervisor: Any) -> str | None:

@@ -25,6 +25,7 @@ def examine(paths: Paths) -> list[Row]:
         home_checks.private_check(folder, facts.spelling(paths)),
         home_checks.file_system_check(folder),
         home_checks.disk_check(folder, model_checks.largest_disk_bytes(store)),
+        home_checks.queue_check(facts.queue(paths)),
         home_checks.descriptors_check(soft, hard, root=os.geteuid() == 0),
         *home_checks.running_checks(facts.running(paths), view),
         model_checks.engine_check(versions),

@@ -11,6 +11,7 @@ import re
 import resource
 import socket
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from overnight.config import load_config
 from overnight.dispatch import budget_cgroup, pressure
 from overnight.doctor.memory_checks import Psi
 from overnight.engines.model_sources import first_line
-from overnight.errors import ConfigError
+from overnight.errors import ConfigError, QueueError
 from overnight.paths import Paths
+from overnight.queue import probe
+from overnight.repair import unknown_grids
 
 ENGINE_PACKAGES = (
     "torch",
@@ -73,11 +76,30 @@ class Settings:
     complaint: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class QueueFacts:
+    """grids: how many the queue knows. lost: those that have results and that it does not know. complaint: what is
+    wrong with its file."""
+
+    grids: int
+    lost: Sequence[str] = ()
+    complaint: str = ""
+
+
 def settings(path: Path) -> Settings:
     try:
         return Settings(load_config(path).memory.budget)
     except ConfigError as error:
         return Settings(None, first_line(error))
+
+
+def queue(paths: Paths) -> QueueFacts:
+    folders = unknown_grids.folders(paths)
+    try:
+        known = probe.grids(paths.queue)
+    except QueueError as error:
+        return QueueFacts(0, complaint=first_line(error))
+    return QueueFacts(len(known), unknown_grids.unknown(paths, known, folders))
 
 
 def no_cgroup(paths: Paths) -> str:

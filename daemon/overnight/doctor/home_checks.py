@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from overnight import figures
-from overnight.doctor.facts import Folder, Running, Settings
+from overnight.doctor.facts import Folder, QueueFacts, Running, Settings
 from overnight.doctor.memory_checks import source
 from overnight.doctor.row import Row, Status, worst
 from overnight.doctor.watchdog_view import View
+from overnight.repair import unknown_grids
 
 _SILENT_S = 10.0
 _SOME_DISK_BYTES = 2**30
@@ -117,6 +118,15 @@ def disk_check(found: Folder, largest_model_bytes: int) -> Row:
 
 def _disk_status(free: int, bad_below: int, lacks_below: int) -> Status:
     return Status.BAD if free < bad_below else Status.LACKS if free < lacks_below else Status.OK
+
+
+def queue_check(found: QueueFacts) -> Row:
+    if found.complaint:
+        return Row("queue", Status.BAD, found.complaint, "Nothing starts until that is mended.")
+    if found.lost:
+        said = f"does not know {unknown_grids.named(found.lost)}: it was lost or emptied"
+        return Row("queue", Status.BAD, said, f"{unknown_grids.TODO}.")
+    return Row("queue", Status.OK, f"knows {found.grids} grids" if found.grids else "none yet: nothing was submitted")
 
 
 def descriptors_check(soft: int, hard: int, *, root: bool) -> Row:

@@ -1,4 +1,5 @@
-"""One cell's files against its row in the queue: of an idle loop, of a command. Changes nothing."""
+"""One cell's files against its row in the queue: of an idle loop, of a command, of one that was imported. Changes
+nothing."""
 
 from __future__ import annotations
 
@@ -11,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from overnight.analysis.conversation import IMPORTED as IMPORTED_FILE
 from overnight.cells import command_result
 from overnight.cells.idle_loop import result_bytes
 from overnight.paths import Paths
+from overnight.queue import specs
 from overnight.queue.rows import CellRow
 from overnight.queue.states import Status
 from overnight.repair import check_transcript
@@ -24,6 +27,8 @@ RESULT_BYTES = 64 * 2**20
 """More than the result of any cell takes: its value is at most 16 MiB."""
 
 _IDLE_FILES = re.compile(r"transcript\.jsonl(\.cut-\d+)?|result\.json")
+_IMPORTED_FILES = re.compile(re.escape(IMPORTED_FILE))
+_NO_FILES = re.compile(r"(?!)")
 _COMMAND_FILES = re.compile(r"lock|std(out|err)\.log(\.\d+)?|result\.json|result\.user\.json|checkpoint|work|files")
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
@@ -43,10 +48,33 @@ class Seen:
 def check(paths: Paths, row: CellRow, spec: dict[str, Any]) -> Seen:
     """Look at a cell's folder."""
     folder = paths.cell_results(row.grid, row.key)
-    command = spec["kind"] == "command"
-    seen = _command(folder, row, spec) if command else _idle_loop(paths, row, spec)
-    strange, notes = _strangers(folder, _COMMAND_FILES if command else _IDLE_FILES, row)
+    match spec["kind"]:
+        case "command":
+            seen, known = _command(folder, row, spec), _COMMAND_FILES
+        case specs.IMPORTED:
+            seen, known = _imported(folder, row), _IMPORTED_FILES if row.transcript_sha256 else _NO_FILES
+        case _:
+            seen, known = _idle_loop(paths, row, spec), _IDLE_FILES
+    strange, notes = _strangers(folder, known, row)
     return replace(seen, strange=(*seen.strange, *strange), notes=(*seen.notes, *notes))
+
+
+def wrong_conversation(folder: Path, row: CellRow) -> str | None:
+    """What is wrong with an imported conversation, or None. A cell may have none: then only its figures are known."""
+    if row.transcript_sha256 is None:
+        return None
+    try:
+        same = _facts(folder / IMPORTED_FILE)[1] == row.transcript_sha256
+    except FileNotFoundError:
+        return f"imported, but its {IMPORTED_FILE} is missing"
+    except OSError as error:
+        return f"its {IMPORTED_FILE} cannot be read: {error.strerror}"
+    return None if same else f"its {IMPORTED_FILE} is not the one that was imported"
+
+
+def _imported(folder: Path, row: CellRow) -> Seen:
+    problem = wrong_conversation(folder, row)
+    return Seen(() if problem is None else (problem,), files=int(row.transcript_sha256 is not None))
 
 
 def _idle_loop(paths: Paths, row: CellRow, spec: dict[str, Any]) -> Seen:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from overnight.backup import leftovers
 from overnight.paths import Paths
+from overnight.repair import unknown_grids
 from overnight.repair.check_cell import TEMPORARY
+from overnight.repair.check_queue import GRID
 from overnight.repair.finding import REPAIR, Finding
 
 _GRID_FILES = ("grid_state.json", ".aside")
 
 
 def unknown(paths: Paths, has_grid: Callable[[str], bool], has_cell: Callable[[str, str], bool]) -> Iterator[Finding]:
-    """Folders and files of results that no cell of the queue has; none of them is an error."""
+    """Folders and files of results that no cell of the queue has; an error only where it is a whole grid's cells."""
     for grid in _entries(paths.results):
         shown = _shown(grid.name)
         if grid.name == ".gitkeep":
             continue
         if not has_grid(grid.name):
-            yield Finding("file", f"results/{shown}", "unknown: the queue has no such grid", note=True)
+            if GRID.fullmatch(grid.name) and (count := sum(1 for _ in unknown_grids.cells(paths, grid.name))):
+                yield Finding(
+                    "file", f"results/{shown}", f"holds {count} cells that the queue does not know", unknown_grids.TODO
+                )
+            else:
+                yield Finding("file", f"results/{shown}", "unknown: the queue has no such grid", note=True)
             continue
         for entry in _entries(paths.results / grid.name):
             if entry.name in _GRID_FILES or has_cell(grid.name, entry.name):
@@ -32,7 +41,8 @@ def unknown(paths: Paths, has_grid: Callable[[str], bool], has_cell: Callable[[s
 
 def modes(paths: Paths) -> Iterator[tuple[Path, int, int]]:
     """(path, mode, what it should be) of our own folders and of the queue's files where others may look in."""
-    folders = (paths.var, paths.run, paths.registry, paths.log, paths.models, paths.results, paths.var / "repair")
+    made = (paths.run, paths.registry, paths.log, paths.models, paths.results, paths.analysis, paths.reports)
+    folders = (paths.var, *made, paths.var / "repair")
     queue = [paths.queue.with_name(paths.queue.name + suffix) for suffix in ("", "-wal", "-shm")]
     for path in (*folders, *queue):
         try:
@@ -50,6 +60,12 @@ def lax(paths: Paths) -> Iterator[Finding]:
         yield Finding(
             "file", str(path.relative_to(paths.home)), f"others may look in (mode {mode:04o}, not {wanted:04o})", REPAIR
         )
+
+
+def unpacked(paths: Paths) -> Iterator[Finding]:
+    for path in leftovers.of_restores(paths.home):
+        what = f"unpacked by a restore that was killed; {REPAIR} removes it, or rm -r {shlex.quote(str(path))}"
+        yield Finding("file", str(path.relative_to(paths.home)), what, note=True)
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from overnight.cells import simulated_clock
+from overnight.cells import simulated_clock, stop_early
 from overnight.cells.idle_loop import Finished, minutes_left, reached
+from overnight.cells.stop_early import StopEarly
 from overnight.cells.transcript import Fault, Reader
 
 CONTEXT_FULL = "context_full"
@@ -32,7 +33,8 @@ _FIELDS: dict[str, type] = {
 class Scan:
     """What a transcript holds. Figures are those of its whole lines; `fault` is where these end, None = at the end.
 
-    header: None when not even that is whole. problems: sentences about whole lines that say what cannot be.
+    header: None when not even that is whole. problems: sentences about whole lines that say what cannot be. stop: of
+    a cell that stops early, as long as its turns were judged as they would be today.
     """
 
     size: int = 0
@@ -43,14 +45,21 @@ class Scan:
     header: dict[str, Any] | None = None
     fault: Fault | None = None
     problems: list[str] = field(default_factory=list)
+    stop: StopEarly | None = None
 
     def finished(self, spec: dict[str, Any], told: str | None) -> Finished | None:
-        """How the cell ended, None when it has turns to go. told: the recorded reason; only a full context cannot be
-        read off the transcript."""
-        reason = reached(spec["limits"], self.turns, self.output_tokens)
-        if reason is None and told == CONTEXT_FULL:
-            reason = CONTEXT_FULL
+        """How the cell ended, None when it has turns to go. told: the recorded reason; a full context cannot be read
+        off the transcript, nor a collapse that was judged otherwise than today."""
+        reason = self.ended(spec["limits"])
+        unjudged = self.stop is None and spec["limits"].get("stop_early") is not None
+        if reason is None and (told == CONTEXT_FULL or (unjudged and told == stop_early.END_REASON)):
+            reason = told
         return None if reason is None else Finished(reason, self.turns, self.output_tokens, self.sha256)
+
+    def ended(self, limits: dict[str, Any]) -> str | None:
+        """The reason when its turns are all that the cell may have, as far as they tell."""
+        reason = reached(limits, self.turns, self.output_tokens)
+        return stop_early.END_REASON if reason is None and self.stop is not None and self.stop.reached else reason
 
 
 def scan(path: Path, spec: dict[str, Any]) -> Scan:
@@ -62,6 +71,7 @@ def scan(path: Path, spec: dict[str, Any]) -> Scan:
         for record in reader:
             if seen.header is None:
                 seen.header = record
+                seen.stop = stop_early.of_limits(spec["limits"])
                 seen.problems.extend(_of_header(record, spec))
             else:
                 problems = list(_of_turn(record, spec["limits"], seen, length)) if len(seen.problems) < _MOST else []
@@ -70,9 +80,17 @@ def scan(path: Path, spec: dict[str, Any]) -> Scan:
                 ids = record.get("reply_ids")
                 seen.output_tokens += len(ids) if isinstance(ids, list) else 0
                 length += _grown(record)
+                if seen.stop is not None:
+                    seen.stop.hear(str(record.get("reply")))
+            if "conditions" in record and not _judged_alike(record["conditions"], spec["limits"]):
+                seen.stop = None
         seen.size = stream.seek(0, 2)
     seen.good_bytes, seen.sha256, seen.fault = reader.good_bytes, reader.sha256, reader.fault
     return seen
+
+
+def _judged_alike(conditions: object, limits: dict[str, Any]) -> bool:
+    return isinstance(conditions, dict) and stop_early.judged_alike(conditions, limits)
 
 
 def _grown(record: dict[str, Any]) -> int:
@@ -101,7 +119,7 @@ def _of_turn(record: dict[str, Any], limits: dict[str, Any], before: Scan, lengt
         if not all(type(token) is int for token in record[field_name]):
             yield f"{name}: its {field_name} are not all whole numbers"
             return
-    if (reason := reached(limits, before.turns, before.output_tokens)) is not None:
+    if (reason := before.ended(limits)) is not None:
         yield f"{name}: the cell had reached its end before it ({reason})"
         return
     minutes = minutes_left(limits, before.turns, before.output_tokens)

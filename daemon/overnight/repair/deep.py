@@ -51,6 +51,7 @@ class Deep:
             else:
                 yield Finding("queue", "queue.db", str(error), REPAIR)
         yield from check_files.lax(self._paths)
+        yield from check_files.unpacked(self._paths)
         if self._grid is None:
             self.checked["models"] += len(check_store.models(self._paths.models))
             yield from check_store.check(self._paths.models)

@@ -11,6 +11,7 @@ from typing import Any
 from overnight import durable
 from overnight.cells.idle_loop import result_bytes
 from overnight.paths import Paths
+from overnight.queue import specs
 from overnight.queue.rows import CellRow
 from overnight.queue.states import Status
 from overnight.repair import check_cell, check_transcript
@@ -20,6 +21,7 @@ from overnight.repair.mending import Mending
 from overnight.repair.originals import Originals
 from overnight.repair.view import View
 
+IMPORT = "`overnight import FILE --grid GRID` with the file that it came from writes it again"
 RESET = "`overnight reset GRID` moves the results of its grid aside and starts afresh"
 
 
@@ -68,6 +70,8 @@ def of_cells(paths: Paths, view: View, grid: str | None) -> Iterator[Step]:
             yield _told(row, what, "look at it, and move it away")
         if spec["kind"] == "command":
             yield from _of_command(paths, row, seen)
+        elif spec["kind"] == specs.IMPORTED:
+            yield from (_told(row, what, IMPORT.replace("GRID", row.grid)) for what in seen.problems)
         else:
             yield from _of_idle_loop(paths, row, spec, seen)
 

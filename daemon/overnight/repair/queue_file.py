@@ -152,10 +152,9 @@ def _damaged(what: str) -> Finding:
     return Finding("queue", "queue.db", shortened(what), REPAIR)
 
 
-def upgraded(path: Path, work: Path, now: float) -> Path:
-    """A copy of a sound queue with the newest schema, to be looked at only."""
-    work.mkdir(parents=True, exist_ok=True)
-    copy = work / "upgraded.db"
+def upgraded(path: Path, copy: Path, now: float) -> Path:
+    """A copy of a sound queue, with the newest schema and without a log."""
+    copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, copy)
     db = sqlite3.connect(copy, isolation_level=None)
     try:

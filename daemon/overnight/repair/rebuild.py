@@ -7,17 +7,20 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any
 
 from overnight import procfs
+from overnight.analysis.conversation import IMPORTED as IMPORTED_FILE
 from overnight.cells import transcript
 from overnight.cells.idle_loop import result_bytes
 from overnight.durable import canonical
+from overnight.errors import QueueError
 from overnight.paths import Paths
 from overnight.queue import gate, specs
 from overnight.queue.states import Outcome, Status
-from overnight.repair import check_cell, check_transcript
+from overnight.repair import check_cell, check_queue, check_transcript, unknown_grids
 from overnight.repair.check_queue import GRID, KEY
 from overnight.repair.finding import Finding
 from overnight.repair.salvage_columns import POLICY
@@ -60,9 +63,9 @@ def folder_of(paths: Paths, keys: list[str]) -> str | None:
 
 
 def hashes_of(paths: Paths, grid: str, key: str) -> set[str]:
-    """Of what a cell left: its transcript and its result."""
+    """Of what a cell left: its transcript and its result, or its imported conversation."""
     found = set()
-    for path in (paths.transcript(grid, key), paths.result(grid, key)):
+    for path in (paths.transcript(grid, key), paths.result(grid, key), paths.cell_results(grid, key) / IMPORTED_FILE):
         try:
             with path.open("rb") as stream:
                 found.add(hashlib.file_digest(stream, "sha256").hexdigest())
@@ -75,20 +78,22 @@ def _folders(paths: Paths) -> Iterator[tuple[str, str]]:
     """(grid, path) of every folder that can be a grid's."""
     try:
         with os.scandir(paths.results) as entries:
-            found = sorted((entry.name, entry.path) for entry in entries if entry.is_dir(follow_symlinks=False))
+            found = sorted((entry.name, entry.path) for entry in entries if entry.is_dir())
     except OSError:
         found = []
     yield from ((name, path) for name, path in found if GRID.fullmatch(name))
 
 
-def adopt(db: sqlite3.Connection, paths: Paths, now: float) -> Iterator[Finding]:
-    """Add the cells that have results and no row, inside the caller's transaction.
+def adopt(db: sqlite3.Connection, paths: Paths, now: float, only: Collection[str] | None = None) -> Iterator[Finding]:
+    """Add the cells that have results and no row, inside the caller's transaction. only: of these grids.
 
     A cell whose transcript and result prove that it is done is done; any other goes on where its transcript ends."""
     for grid, path in _folders(paths):
+        if only is not None and grid not in only:
+            continue
         with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-        commands = 0
+            names = sorted(entry.name for entry in entries if entry.is_dir())
+        commands = imported = analyses = 0
         for key in names:
             if not KEY.fullmatch(key) or _has(db, grid, key):
                 continue
@@ -97,18 +102,43 @@ def adopt(db: sqlite3.Connection, paths: Paths, now: float) -> Iterator[Finding]
                 done = _add(db, paths, grid, key, spec, now)
                 what = "done, as its transcript and its result prove" if done else "pending, with the turns that it has"
                 yield Finding("cell", f"{grid}/{key}", f"its row was lost; taken from its transcript: {what}")
+            elif (paths.cell_results(grid, key) / IMPORTED_FILE).is_file():
+                imported += 1
             elif paths.result(grid, key).is_file() and not paths.transcript(grid, key).exists():
-                commands += 1
+                analysis = unknown_grids.is_analysis(paths, grid, key)
+                analyses, commands = analyses + analysis, commands + (not analysis)
             else:
                 yield Finding("cell", f"{grid}/{key}", "its row was lost, and no transcript tells what it was", SUBMIT)
+        if imported:
+            what = f"the rows of {imported} imported conversations were lost"
+            yield Finding("cell", f"results/{grid}", what, unknown_grids.imports(paths, grid))
+        if analyses:
+            what = f"{analyses} analyses stood in the queue alone"
+            yield Finding("cell", f"results/{grid}", what, unknown_grids.analyses(paths, grid))
         if commands:
             yield Finding(
                 "cell",
-                grid,
+                f"results/{grid}",
                 f"the commands of {commands} results stood in the queue alone",
                 "`overnight submit FILE` adds their cells and runs them again: to keep these results, move "
                 f"{paths.grid_results(grid)} away first",
             )
+
+
+def extend(copy: Path, paths: Paths, now: float, grids: Collection[str]) -> list[Finding]:
+    """Add the cells of grids that it does not know to a copy of a sound queue. Raises sqlite3.Error, QueueError."""
+    db = sqlite3.connect(copy, isolation_level=None)
+    try:
+        for setting in ("synchronous = OFF", "foreign_keys = ON", "trusted_schema = OFF"):
+            db.execute(f"PRAGMA {setting}")
+        db.execute("BEGIN")
+        found = list(adopt(db, paths, now, grids))
+        db.execute("COMMIT")
+        if (wrong := next(check_queue.check(db), None)) is not None:
+            raise QueueError(f"the new queue is not sound ({wrong}); nothing was changed: please report this")
+        return found
+    finally:
+        db.close()
 
 
 def _has(db: sqlite3.Connection, grid: str, key: str) -> bool:

@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from overnight import durable
+from overnight.analysis.conversation import IMPORTED
 from overnight.errors import QueueError, UserError
 from overnight.paths import Paths
 from overnight.queue.connection import Database
 from overnight.queue.rows import DamagedRow
-from overnight.repair import pages, plan, queue_file, rebuild, salvage, salvage_read, stale
+from overnight.repair import pages, plan, queue_file, rebuild, salvage, salvage_read, stale, unknown_grids
 from overnight.repair.check_queue import check
 from overnight.repair.mending import Mending
 from overnight.repair.originals import Originals
@@ -139,11 +140,17 @@ class _Repair:
         seen = queue_file.examine(queue, work)
         self._has_grid = False
         self._view: View | None = None
+        self._lost: list[str] = []
         if not seen.findings:
-            if seen.path is not None:
-                self._open(queue_file.upgraded(seen.path, work, self._now) if seen.older else seen.path)
+            path = seen.path
+            if path is not None:
+                path = queue_file.upgraded(path, work / "upgraded.db", self._now) if seen.older else path
+                self._open(path)
             cells = 0 if self._view is None else self._view.count(None)
-            if cells or not any(True for _ in _cells_of_results(self._paths)):
+            if cells and path is not None:
+                yield from self._lost_grids(path)
+                return
+            if not any(True for _ in _cells_of_results(self._paths)):
                 return
         steps, said = self._anew(seen)
         found = [str(each.what) for each in seen.findings] or ["missing or without cells, and there are results"]
@@ -216,6 +223,30 @@ class _Repair:
         kept = ", ".join(f"{count} {table}" for table, count in rows.items())
         return steps, kept or "the results"
 
+    def _lost_grids(self, path: Path) -> Iterator[Step]:
+        """Whole grids that a sound queue does not know: it was lost, and begun anew by the submit of another grid. They
+        are added to a copy of it, as they are to a new one when all of it is lost."""
+        assert self._view is not None  # noqa: S101 - it shows what is at `path`
+        self._lost = unknown_grids.unknown(self._paths, self._view.grids(), unknown_grids.folders(self._paths))
+        if not self._lost:
+            return
+        if self._paths.queue.is_symlink():
+            what = f"it does not know {unknown_grids.named(self._lost)}, and is a symbolic link"
+            yield Step("queue", "queue.db", what, todo="put the file itself there and repair again")
+            return
+        copy = queue_file.upgraded(path, self._originals.work / "new.db", self._now)
+        found = rebuild.extend(copy, self._paths, self._now, self._lost)
+        yield from (Step(each.area, each.where, each.what, "" if each.todo else "added", each.todo) for each in found)
+        if not all(each.todo for each in found):
+            yield Step(
+                "queue",
+                "queue.db",
+                f"it did not know {unknown_grids.named(self._lost)}; cells of these that had not begun leave no trace",
+                todo="`overnight submit FILE` adds cells that are missing, and changes no other",
+            )
+            self._new = copy
+            self._open(copy)
+
     def _open(self, path: Path) -> None:
         db = connect(path, immutable=True)
         self._stack.callback(db.close)
@@ -231,14 +262,21 @@ class _Repair:
         but should the queue's last changes be gone without a trace, this is where it shows."""
         if self._view is None or self._grid is not None:
             return
-        counts: Counter[str] = Counter()
+        counts: Counter[tuple[str, str]] = Counter()
         for folder in self._paths.results.glob("*/*"):
             grid, key = folder.parent.name, folder.name
             if not key.startswith(".") and folder.is_dir() and not self._view.has_cell(grid, key):
-                counts[grid] += 1
-        for grid, count in counts.items():
-            what = f"{count} folders of cells that the queue does not have"
+                imported, analysis = (folder / IMPORTED).is_file(), unknown_grids.is_analysis(self._paths, grid, key)
+                counts[grid, "imported cells" if imported else "analyses" if analysis else "cells"] += 1
+        for (grid, kind), count in counts.items():
+            if grid in self._lost:
+                continue
+            what = f"{count} folders of {kind} that the queue does not have"
             todo = "if they are of this home, `overnight submit FILE` adds their cells, which go on where they stopped"
+            if kind == "imported cells":
+                todo = f"if they are of this home, {unknown_grids.imports(self._paths, grid)}"
+            elif kind == "analyses":
+                todo = unknown_grids.analyses(self._paths, grid)
             shown = grid.encode(errors="surrogateescape").decode(errors="backslashreplace")
             yield Step("file", f"results/{shown}", what, todo=todo, note=True)
 
@@ -287,4 +325,5 @@ class _Repair:
 
 def _cells_of_results(paths: Paths) -> Iterator[Path]:
     """Folders of cells that have anything."""
-    return (path for name in ("transcript.jsonl", "result.json") for path in paths.results.glob(f"*/*/{name}"))
+    names = ("transcript.jsonl", "result.json", IMPORTED)
+    return (path for name in names for path in paths.results.glob(f"*/*/{name}"))

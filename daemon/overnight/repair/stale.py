@@ -1,12 +1,15 @@
-"""What is left over when nobody runs: temporary files, registrations of dead processes, modes that let others in."""
+"""What is left over when nobody runs: temporary files, registrations of dead processes, what a killed restore unpacked,
+modes that let others in."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from overnight import procfs
+from overnight.backup import leftovers
 from overnight.dispatch.registry import BY
 from overnight.paths import Paths
 from overnight.repair import check_files
@@ -29,8 +32,20 @@ def steps(paths: Paths) -> Iterator[Step]:
     if _pid_is_gone(paths.supervisor_pid):
         path = paths.supervisor_pid
         yield removal("file", _shown(paths, path), "names a supervisord that is gone", path)
+    for path in leftovers.of_restores(paths.home):
+        yield _unpacked(paths, path)
     for path, mode, wanted in check_files.modes(paths):
         yield _private(paths, path, mode, wanted)
+
+
+def _unpacked(paths: Paths, path: Path) -> Step:
+    """Not copied first: all of it is in the archive, and it may be as large."""
+
+    def act(tools: Tools) -> None:
+        del tools
+        shutil.rmtree(path)
+
+    return Step("file", _shown(paths, path), "unpacked by a restore that was killed", "removed", act=act)
 
 
 def _private(paths: Paths, path: Path, mode: int, wanted: int) -> Step:

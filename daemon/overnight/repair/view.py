@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from overnight.queue import specs
+from overnight.queue.probe import frozen
 from overnight.queue.rows import CELL, CellRow, DamagedRow, cell_row, parsed
 
 _PAGE = 500
@@ -16,7 +17,7 @@ _TEMPLATES = 256
 
 def connect(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
     """Read-only. immutable: nobody writes it, and no file may appear beside it. Raises sqlite3.Error."""
-    mode = "mode=ro&immutable=1" if immutable else "mode=ro"
+    mode = "mode=ro&immutable=1" if immutable or frozen(path) else "mode=ro"
     db = sqlite3.connect(f"{path.absolute().as_uri()}?{mode}", uri=True, timeout=10, isolation_level=None)
     try:
         db.execute("PRAGMA trusted_schema = OFF")
@@ -33,6 +34,9 @@ class View:
     def __init__(self, db: sqlite3.Connection) -> None:
         self.db = db
         self._templates: dict[int, dict[str, Any]] = {}
+
+    def grids(self) -> set[str]:
+        return {name for (name,) in self.db.execute("SELECT name FROM grids")}
 
     def has_grid(self, grid: str) -> bool:
         return self.db.execute("SELECT 1 FROM grids WHERE name = ?", (grid,)).fetchone() is not None

@@ -129,8 +129,9 @@ def extend(copy: Path, paths: Paths, now: float, grids: Collection[str]) -> list
     """Add the cells of grids that it does not know to a copy of a sound queue. Raises sqlite3.Error, QueueError."""
     db = sqlite3.connect(copy, isolation_level=None)
     try:
-        for setting in ("synchronous = OFF", "foreign_keys = ON", "trusted_schema = OFF"):
-            db.execute(f"PRAGMA {setting}")
+        db.execute("PRAGMA trusted_schema = OFF")
+        db.execute("PRAGMA synchronous = OFF")
+        db.execute("PRAGMA foreign_keys = ON")
         db.execute("BEGIN")
         found = list(adopt(db, paths, now, grids))
         db.execute("COMMIT")

@@ -111,6 +111,7 @@ def _try_to_open(found: Place, file: Path) -> None:
     try:
         durable.make_folders(file.parent)
         with closing(sqlite3.connect(file, timeout=_LOCKED_S, isolation_level=None)) as db:
+            db.execute("PRAGMA trusted_schema = OFF")
             db.execute("BEGIN IMMEDIATE")
             db.execute("ROLLBACK")
     except (OSError, sqlite3.Error) as error:

@@ -126,6 +126,7 @@ def test_it_makes_the_folder_for_registrations_and_one_in_it_ends_a_long_sleep(t
             (cells / ".new").rename(cells / f"{stopped.pid}.json")
             eventually(lambda: psutil.Process(stopped.pid).status() != psutil.STATUS_STOPPED, "the thaw")
             took_s = time.monotonic() - since_s
+            eventually(lambda: any(event["event"] == "thawed" for event in events(tmp_path)), "the line in its log")
     finally:
         stopped.kill()
         stopped.wait()

@@ -21,7 +21,7 @@ from overnight_watchdog.verdicts import VerdictRing
 
 BOOT = "this-boot"
 ROUNDS, FILES = 20, 500
-PIDS = range(10, 4000, 4)
+PIDS = [pid for pid in range(10, 4000, 4) if not pid <= os.getpid() < pid + 4]  # ours is in the town as well
 """Every fourth: the three behind a root are its children's."""
 STEPS = (Step.SHRINK, Step.FREEZE, Step.THAW, Step.EVICT, Step.KILL)
 

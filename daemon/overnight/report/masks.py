@@ -18,7 +18,7 @@ from overnight.queue.store import Queue
 from overnight.report import logs
 
 _LEFT_OUT = "[left out]"
-_SECRETIVE = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?|auth|authorization|apikey)($|_)")
+SECRETIVE = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?|auth|authorization|apikey)($|_)")
 
 
 def of_grid(paths: Paths, queue: Queue, grid: str) -> Masks:
@@ -95,6 +95,6 @@ def specification(masks: Masks, value: Any, name: str = "") -> Any:
         return {masks.text(str(key)): specification(masks, inner, str(key)) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [specification(masks, inner, name) for inner in value]
-    if isinstance(value, str) and _SECRETIVE.search(name):
+    if isinstance(value, str) and SECRETIVE.search(name):
         return _LEFT_OUT
     return masks.value(value)

@@ -25,15 +25,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from overnight import secrets
 from overnight.analysis import store as records
 from overnight.analysis.conversation import cells_of, source_of
 from overnight.cells.locking import open_locked
 from overnight.errors import Busy, UserError
-from overnight.masking import Masks
 from overnight.paths import Paths
 from overnight.queue.store import CellRow, Queue
 from overnight.report import mlflow_store
+from overnight.report.masks import of_grid
 from overnight.report.mlflow_run import ENDED, RESULT, SERIES, Source, Wanted, wanted
 from overnight.report.mlflow_store import Place, Store
 
@@ -81,7 +80,7 @@ def export(paths: Paths, queue: Queue, grid: str, place: Place, choice: Choice, 
     """Bring an experiment (by default of the grid's name) up to date. Raises UserError (a store that cannot be used,
     secrets that cannot be read, another export under way), QueueError."""
     queue.grid(grid)
-    masks = _masks(paths, queue, grid)
+    masks = of_grid(paths, queue, grid)
     name = masks.text(experiment or grid)
     done = Exported(str(place), name)
     with _alone(paths), mlflow_store.opened(place, name) as store:
@@ -115,20 +114,6 @@ def _alone(paths: Paths) -> Iterator[None]:
         yield
     finally:
         os.close(held)
-
-
-def _masks(paths: Paths, queue: Queue, grid: str) -> Masks:
-    """Every secret of this home, and those of the grid that the environment has. Raises SecretError: what cannot be
-    read cannot be kept back."""
-    found = secrets.read_file(paths.secrets)
-    asked: set[str] = set()
-    for cell in cells_of(queue, grid):
-        asked.update(queue.cell_spec(cell.id).get("secrets") or ())
-    for name in sorted(asked):
-        value = os.environ.get(name, "")
-        if len(os.fsencode(value)) >= secrets.SHORTEST_BYTES and found.get(name) != value:
-            found[name if name not in found else f"{name} of the environment"] = value
-    return Masks(found)
 
 
 def _source(paths: Paths, queue: Queue, cell: CellRow, choice: Choice) -> Source:

@@ -25,6 +25,7 @@ from overnight.paths import Paths
 from overnight.queue.rows import CellRow
 from overnight.queue.specs import IMPORTED
 from overnight.queue.states import Status
+from overnight.report.masks import SECRETIVE
 
 FORMAT = 1
 """Raised when the same cell is to be told otherwise: then every run is brought up to date once."""
@@ -44,7 +45,6 @@ _LONGEST_PARAM, _LONGEST_TAG, _LONGEST_NAME = 6000, 5000, 250
 """Characters that every MLflow 2 and 3 takes."""
 
 _LEFT_OUT = "[left out]"
-_SECRETIVE = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?|auth|authorization|apikey)($|_)")
 _IN_URL = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 _NO_PARAMS = ("v", "key", "coords", "seed", "env", "keep", "secrets")
 _PIECE_BYTES = 2**20
@@ -158,7 +158,7 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from _flat(f"{prefix}.{name}" if prefix else str(name), inner)
     elif prefix and value not in (None, {}):
         last = prefix.rsplit(".", 1)[-1]
-        yield prefix, _LEFT_OUT if isinstance(value, str) and _SECRETIVE.search(last) else value
+        yield prefix, _LEFT_OUT if isinstance(value, str) and SECRETIVE.search(last) else value
 
 
 def _conditions(source: Source) -> dict[str, Any]:

@@ -18,6 +18,9 @@ SECRETS = "secrets.env"
 _BEING_WRITTEN_S = 2.0
 """Editors empty a file and then write it, and what was renamed over it meanwhile would be lost with their text."""
 
+IMPORTED = "conversation.json"
+"""What an imported cell has in the place of a transcript, byte for byte as it came."""
+
 _PACKAGE = Path(__file__).resolve().parent
 
 
@@ -164,6 +167,9 @@ class Paths:
 
     def transcript(self, grid: str, key: str) -> Path:
         return self.cell_results(grid, key) / "transcript.jsonl"
+
+    def conversation(self, grid: str, key: str) -> Path:
+        return self.cell_results(grid, key) / IMPORTED
 
     def result(self, grid: str, key: str) -> Path:
         return self.cell_results(grid, key) / "result.json"

@@ -17,7 +17,8 @@ from helpers import older_night, small_home
 from helpers.home import Home
 from helpers.import_cli import Cli
 from helpers.waiting import until
-from overnight.analysis.conversation import IMPORTED, Conversation
+from overnight.analysis.conversation import Conversation
+from overnight.paths import IMPORTED
 from overnight.queue.states import Status
 from overnight.queue.store import Queue
 

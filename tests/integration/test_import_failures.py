@@ -16,9 +16,9 @@ from helpers.import_cli import Cli
 from overnight import durable
 from overnight.analysis import taking_in
 from overnight.analysis import upstream as older
-from overnight.analysis.conversation import IMPORTED
 from overnight.cli.common import Aside
 from overnight.errors import QueueError, UserError
+from overnight.paths import IMPORTED
 from overnight.queue import importing
 from overnight.queue.store import Queue
 

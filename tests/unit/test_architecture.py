@@ -54,6 +54,14 @@ def test_light_folders_name_no_heavy_package(repository: Path, folder: str) -> N
         assert not imported(tree) & HEAVY, path
 
 
+def test_the_dispatcher_knows_nothing_of_analysis() -> None:
+    """It is a step behind the run, in a process of its own."""
+    look = "[name for name in sys.modules if name.startswith(('overnight.analysis', 'overnight.report'))]"
+    program = f"import sys, overnight.dispatch.dispatcher; print({look})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("module", ["overnight.dispatch.dispatcher", "overnight.cli.main", "overnight.warm.server"])
 def test_importing_it_loads_nothing_heavy(module: str) -> None:
     program = f"import sys, {module}; print(sorted({HEAVY!r} & set(sys.modules)))"

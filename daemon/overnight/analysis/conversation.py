@@ -19,15 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from overnight.cells.transcript import Reader
 from overnight.errors import UserError
+from overnight.paths import IMPORTED, Paths
 
 if TYPE_CHECKING:
-    from overnight.paths import Paths
     from overnight.queue.rows import CellRow
     from overnight.queue.store import Queue
 
-
-IMPORTED = "conversation.json"
-"""In a cell's results: the bytes of an imported conversation, as they were."""
 
 _PAGE_CELLS = 500
 _MOST = 2**53

@@ -28,7 +28,7 @@ from overnight.analysis.store import Wanted
 from overnight.errors import UserError
 from overnight.grid.after_each import SUFFIX
 from overnight.line import clear
-from overnight.paths import Paths
+from overnight.paths import IMPORTED, Paths
 
 OOM_SCORE_ADJ = 800
 """Like a cell's: what somebody wants to know by day must not cost the night its daemon."""
@@ -89,7 +89,7 @@ def _read(paths: Paths, job: Job) -> Conversation:
     path = conversation.source_of(paths, job.grid, job.key)
     if path is None:
         raise ConversationError(f"{paths.cell_results(job.grid, job.key)}: there is no conversation any more")
-    if path.name == conversation.IMPORTED:
+    if path.name == IMPORTED:
         return conversation.read_upstream(
             path, grid=job.grid, key=job.key, status=job.status, end_reason=job.end_reason
         )

@@ -18,7 +18,7 @@ from typing import Any
 from overnight import checked, durable, procfs
 from overnight.analysis import conversation
 from overnight.cells.transcript import Reader
-from overnight.paths import Paths
+from overnight.paths import IMPORTED, Paths
 from overnight.queue.rows import CellRow
 from overnight.queue.store import Queue
 
@@ -82,7 +82,7 @@ def _sha256(path: Path) -> str | None:
     """As the analysis has it: of finished turns alone."""
     try:
         with path.open("rb") as stream:
-            if path.name == conversation.IMPORTED:
+            if path.name == IMPORTED:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
             reader = Reader(stream)
             deque(reader, maxlen=0)

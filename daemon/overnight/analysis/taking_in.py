@@ -19,10 +19,9 @@ from typing import Protocol
 
 from overnight import checked, durable
 from overnight.analysis import upstream
-from overnight.analysis.conversation import IMPORTED
 from overnight.analysis.upstream import Found, Night
 from overnight.errors import QueueError, UserError
-from overnight.paths import Paths
+from overnight.paths import IMPORTED, Paths
 from overnight.queue import specs
 from overnight.queue.importing import TakenIn
 from overnight.queue.store import Queue

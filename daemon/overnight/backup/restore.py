@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import re
 import shutil
 import sqlite3
 import tempfile
@@ -22,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from overnight import durable, private, procfs
-from overnight.backup import install, layout
+from overnight import durable, private
+from overnight.backup import install, layout, leftovers
 from overnight.backup.layout import BadBackup
 from overnight.backup.reader import Member, Reader, check_told
 from overnight.backup.truth import Sums, untrue
@@ -32,8 +31,6 @@ from overnight.errors import QueueError, UserError
 from overnight.paths import Paths
 from overnight.queue.migrate import LATEST
 from overnight.queue.probe import probe
-
-_STAGING = ".overnight-restore-"
 
 
 @dataclass
@@ -109,7 +106,7 @@ def _said(error: OSError | sqlite3.Error, folder: Path) -> str:
 
 def _restore(stream: BinaryIO, paths: Paths) -> Found:
     _refuse(paths)
-    staging = paths.home / f"{_STAGING}{os.getpid()}"
+    staging = paths.home / f"{layout.STAGING}{os.getpid()}"
     durable.calls.mkdir(staging)
     try:
         found = _extract(stream, staging)
@@ -122,10 +119,8 @@ def _restore(stream: BinaryIO, paths: Paths) -> Found:
 def _refuse(paths: Paths) -> None:
     """Raises UserError for a home that has something to lose; takes away what a killed restore was extracting."""
     install.refuse_queue(paths.queue)
-    for path in paths.home.glob(f"{_STAGING}*"):
-        pid = re.fullmatch(rf"{re.escape(_STAGING)}(\d+)", path.name)
-        if pid and procfs.start_ticks(int(pid[1])) is None:
-            shutil.rmtree(path, ignore_errors=True)
+    for path in leftovers.of_restores(paths.home):
+        shutil.rmtree(path, ignore_errors=True)
     for folder in (paths.var, paths.results, paths.models):
         if folder.is_symlink() or (folder.exists() and folder.stat().st_dev != paths.home.stat().st_dev):
             raise UserError(f"{folder}: a link or another file system; restore into a plain home, then move it there")

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from overnight.backup import layout
+from overnight.paths import IMPORTED
 from overnight.queue import specs
 
 _COMMIT_EVERY = 10_000
-_RECORDED = ("transcript.jsonl", "result.json", "conversation.json")
-_OF_KIND = {"command": "result.json", specs.IMPORTED: "conversation.json"}
+_RECORDED = ("transcript.jsonl", "result.json", IMPORTED)
+_OF_KIND = {"command": "result.json", specs.IMPORTED: IMPORTED}
 """What of a done cell's files has the hash that the queue recorded; of an idle loop its transcript."""
 
 

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from overnight import durable
-from overnight.analysis.conversation import IMPORTED
 from overnight.paths import Paths
 from overnight.queue import specs
 from overnight.queue.store import CellRow, GridRow, Queue
@@ -102,7 +101,7 @@ def _pieces(paths: Paths, queue: Queue, grid: GridRow, live: Mapping[int, tuple[
 def result_path(paths: Paths, row: CellRow, imported: bool) -> str | None:
     if row.status != "done" or (imported and row.transcript_sha256 is None):
         return None
-    return str(paths.cell_results(row.grid, row.key) / IMPORTED if imported else paths.transcript(row.grid, row.key))
+    return str((paths.conversation if imported else paths.transcript)(row.grid, row.key))
 
 
 def entry(

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from overnight.analysis.conversation import IMPORTED as IMPORTED_FILE
 from overnight.cells import command_result
 from overnight.cells.idle_loop import result_bytes
+from overnight.paths import IMPORTED as IMPORTED_FILE
 from overnight.paths import Paths
 from overnight.queue import specs
 from overnight.queue.rows import CellRow

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from overnight import procfs
-from overnight.analysis.conversation import IMPORTED as IMPORTED_FILE
 from overnight.cells import transcript
 from overnight.cells.idle_loop import result_bytes
 from overnight.durable import canonical
 from overnight.errors import QueueError
+from overnight.paths import IMPORTED as IMPORTED_FILE
 from overnight.paths import Paths
 from overnight.queue import gate, specs
 from overnight.queue.states import Outcome, Status

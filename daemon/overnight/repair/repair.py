@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from overnight import durable
-from overnight.analysis.conversation import IMPORTED
 from overnight.errors import QueueError, UserError
-from overnight.paths import Paths
+from overnight.paths import IMPORTED, Paths
 from overnight.queue.connection import Database
 from overnight.queue.rows import DamagedRow
 from overnight.repair import pages, plan, queue_file, rebuild, salvage, salvage_read, stale, unknown_grids

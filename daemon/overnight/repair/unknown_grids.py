@@ -10,16 +10,15 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from overnight.analysis.conversation import IMPORTED
 from overnight.grid.after_each import SUFFIX
-from overnight.paths import Paths
+from overnight.paths import IMPORTED, Paths
 from overnight.repair.check_queue import GRID, KEY
 
 TODO = (
     "`overnight repair` puts back what their transcripts tell and says what else can be done (`overnight down` first), "
     "or restore a backup; if they are not of this home, move them away"
 )
-_LEFT = ("transcript.jsonl", "result.json", "conversation.json")
+_LEFT = ("transcript.jsonl", "result.json", IMPORTED)
 """What a cell leaves: of an idle loop, of a command, of an import."""
 _MOST_NAMED = 5
 
